@@ -142,10 +142,10 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Held-out loss on a part of the files; keep the weights if they are the best so far."""
-        nats, bits = self.held_out.loss(self.model, self.args.context, QUICK_TOKENS)
-        self.report(event="held-out", step=self.step, nats_per_token=nats, bits_per_byte=bits)
-        if nats < self.best_loss:
-            self.best_loss = nats
+        losses = self.held_out.loss(self.model, self.args.context, QUICK_TOKENS)
+        self.report(event="held-out", step=self.step, **losses._asdict())
+        if losses.nats_per_token < self.best_loss:
+            self.best_loss = losses.nats_per_token
             _save(self.model.state_dict(), self.best)
 
     def train(self) -> None:
@@ -193,8 +193,8 @@ class Trainer:
         self.model.load_state_dict({n: w.bfloat16().float() for n, w in state.items()})
         export(self.args.out, self.shape, self.model.state_dict(), self.tokenizer)
         for context in (self.args.context, self.shape.max_positions):
-            nats, bits = self.held_out.loss(self.model, context)
-            self.report(event="exported", context=context, nats_per_token=nats, bits_per_byte=bits)
+            losses = self.held_out.loss(self.model, context)
+            self.report(event="exported", context=context, **losses._asdict())
 
 
 def _save(state: Any, path: Path) -> None:

@@ -6,10 +6,12 @@ import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 
 END_OF_TEXT = "<|endoftext|>"
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -31,6 +33,9 @@ class Document:
     text: str
 
 
+Split = tuple[list[Document], list[Document]]
+
+
 def read_documents(root: Path) -> list[Document]:
     """Every usable `*.py` file below `root`, by name."""
     documents = []
@@ -50,9 +55,7 @@ def read_documents(root: Path) -> list[Document]:
     return documents
 
 
-def split_documents(
-    documents: list[Document], share: float = 0.04
-) -> tuple[list[Document], list[Document]]:
+def split_documents(documents: list[Document], share: float = 0.04) -> Split:
     """(train, held-out); held-out are the files whose names have the smallest hashes."""
     ranked = sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).digest())
     count = max(1, math.ceil(share * len(ranked)))
@@ -140,6 +143,13 @@ class Packer:
         return torch.from_numpy(windows.copy())
 
 
+class Losses(NamedTuple):
+    """One loss in two units."""
+
+    nats_per_token: float
+    bits_per_byte: float
+
+
 class HeldOut:
     """Files that training never sees, and the loss on them."""
 
@@ -149,10 +159,8 @@ class HeldOut:
         self.bytes_per_token = sum(len(t.encode()) for t in texts) / len(self.tokens)
 
     @torch.no_grad()
-    def loss(
-        self, model: torch.nn.Module, context: int, limit: int | None = None
-    ) -> tuple[float, float]:
-        """(nats per token, bits per byte), each window on its own; `limit` bounds the tokens."""
+    def loss(self, model: nn.Module, context: int, limit: int | None = None) -> Losses:
+        """Each window is read on its own; `limit` bounds the tokens."""
         was_training = model.training
         model.eval()
         tokens = self.tokens[:limit]
@@ -162,4 +170,4 @@ class HeldOut:
             total, count = total + losses.sum().item(), count + losses.numel()
         model.train(was_training)
         nats = total / count
-        return nats, nats / math.log(2) / self.bytes_per_token
+        return Losses(nats, nats / math.log(2) / self.bytes_per_token)

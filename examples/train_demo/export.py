@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from train_demo.corpus import ASSISTANT, END, END_OF_TEXT, SPECIAL_TOKENS
 from train_demo.model import Shape
@@ -20,9 +21,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def export(
-    folder: Path, shape: Shape, weights: dict[str, torch.Tensor], tokenizer: Tokenizer
-) -> None:
+def export(folder: Path, shape: Shape, weights: dict[str, Tensor], tokenizer: Tokenizer) -> None:
     """Write weights (bfloat16), configuration and tokenizer; each file is replaced at once."""
     folder.mkdir(parents=True, exist_ok=True)
     stop, end = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(END)
@@ -87,4 +86,5 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _replace(path: Path, write: Any) -> None:
     new = path.with_name(path.name + ".new")
     write(new)
+    new.chmod(0o644)
     os.replace(new, path)
