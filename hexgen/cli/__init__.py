@@ -1,0 +1,72 @@
+"""The ``hexgen`` command. Every deliberate error is one line on stderr and an exit status; torch and Ray load late."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from hexgen.cli.plan import plan_command
+from hexgen.errors import HexgenError, InfeasibleError, RequestError, SpecError
+
+EXIT_ENGINE = 1
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+DEBUG_VARIABLE = "HEXGEN_DEBUG"
+
+app = typer.Typer(
+    name="hexgen",
+    help="Serve one large model over GPUs that do not match.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("plan")(plan_command)
+
+
+def hexgen_version() -> str:
+    try:
+        return version("hexgen-engine")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "unknown"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hexgen {hexgen_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Serve one large model over GPUs that do not match."""
+
+
+def exit_status(error: HexgenError) -> int:
+    """2 where the input is to be corrected, 1 where the engine or the deployment failed."""
+    return EXIT_INPUT if isinstance(error, SpecError | InfeasibleError | RequestError) else EXIT_ENGINE
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command; never returns normally (``SystemExit`` carries the status)."""
+    try:
+        app(args=arguments)
+    except HexgenError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(exit_status(error)) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
