@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from hexgen.request import SamplingParams
+from hexgen.request import SamplingParams, TokenLogprobs
 
 
 class SegmentKind(IntEnum):
@@ -69,3 +69,12 @@ class Step:
     @property
     def sampled(self) -> tuple[Segment, ...]:
         return tuple(s for s in self.segments if s.sample)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What the last stage chose for one sampling segment of a step."""
+
+    sequence: int
+    token: int
+    logprobs: TokenLogprobs | None = None  # set where the request asked for them
