@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hexgen.errors import SpecError
-from hexgen.model import ModelSpec
+from hexgen.model_spec import ModelSpec
 
 Range = tuple[int, int]  # half-open
 

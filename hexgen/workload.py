@@ -1,35 +1,6 @@
-"""What the cluster will be asked to do."""
+"""Workloads: what the cluster will be asked to do, read from and written to files and traces."""
 
-from __future__ import annotations
+from hexgen.workload_file import load_workload, parse_workload, workload_to_dict
+from hexgen.workload_spec import Lengths, Slo, Workload
 
-from dataclasses import dataclass, field
-from typing import Literal
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens: a mean, and optionally a 99th percentile, a maximum, and the trace file they were read from."""
-
-    mean: float
-    p99: float | None = None
-    max: int | None = None
-    trace: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """Limits in seconds; ``None`` is no limit."""
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    latency_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """Prompt and output lengths, requests per second (``"max"``: as many as are served), limits."""
-
-    prompt_tokens: Lengths = field(default_factory=lambda: Lengths(mean=512, p99=2048))
-    output_tokens: Lengths = field(default_factory=lambda: Lengths(mean=256, p99=1024))
-    rate: float | Literal["max"] = "max"
-    slo: Slo = field(default_factory=Slo)
+__all__ = ["Lengths", "Slo", "Workload", "load_workload", "parse_workload", "workload_to_dict"]
