@@ -1,4 +1,4 @@
-"""A step and its segments: the plain data that the batching policy emits, the workers run and the simulator replays."""
+"""A step and its segments: what the batching policy emits, the workers run and the simulator replays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,12 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass of a route over a batch of segments: released first, then admitted, then run."""
+    """One forward pass of a route over a batch of segments: released first, then admitted, then run.
+
+    Steps of a route run in the order of their numbers on every stage. Within a layer, the keys and values of all
+    segments are written before any segment attends: an admitted sequence may share pages that another segment of
+    the same step fills. The order of segments carries no meaning.
+    """
 
     route: int
     number: int

@@ -1,0 +1,154 @@
+"""Which sequences make the next step, and who gives way where pages run out (in words: docs/batching.md)."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from hexgen.batching.limits import BatchLimits
+from hexgen.batching.segments import Admission, Segment
+from hexgen.batching.sequence import SequenceState
+from hexgen.batching.table import SequenceTable
+
+# A new sequence must leave this part of the pool free, and a page for every running sequence to grow into.
+WATERMARK = 0.01
+# Where decodes alone would fill the budget, this part of it goes to prefill all the same.
+PREFILL_RESERVE = 1 / 8
+# A pipeline's prefill is not dealt into chunks below this many tokens. Around 100 to 300 tokens, a matrix product
+# turns from bandwidth-bound to compute-bound on current devices; smaller chunks would only read the weights again.
+PREFILL_CHUNK_FLOOR = 128
+
+Choice = tuple[SequenceState, int]  # a running sequence, and how many of its tokens to compute
+
+
+def form(
+    table: SequenceTable, limits: BatchLimits, in_flight: int, number: int
+) -> tuple[list[Admission], list[Segment]]:
+    """What step ``number`` admits and runs, while ``in_flight`` others are under way. Empty: nothing can run."""
+    chosen, prefill_tokens = _choose(table, limits, in_flight, number)
+    segments, squeezed = _place(table, chosen)
+    admitted: list[Admission] = []
+    if not squeezed:
+        _admit(table, limits, prefill_tokens, admitted, segments)
+    if not segments:
+        # Every chosen one lacks pages. The oldest may take them from all others, so that something moves.
+        oldest = next((state for state in table.running.values() if not state.awaiting), None)
+        if oldest is not None:
+            segments, _ = _place(table, [(oldest, min(oldest.remaining, limits.token_budget))])
+    return admitted, segments
+
+
+def _choose(table: SequenceTable, limits: BatchLimits, in_flight: int, number: int) -> tuple[list[Choice], int]:
+    """Decodes first, at most a micro-batch of 1/depth of them, longest ready first; then chunks of prompts.
+
+    Also returns the prefill tokens left for admissions.
+    """
+    budget = limits.token_budget
+    reserve = 0
+    if table.prefilling or _may_admit(table, limits):
+        # A budget of a single token alternates.
+        reserve = max(1, int(budget * PREFILL_RESERVE)) if budget > 1 else number % 2
+    decoding = len(table.running) - len(table.prefilling)
+    micro_batch = -(-decoding // limits.depth)
+    decodes = min(len(table.ready), micro_batch, budget - reserve)
+    chosen: list[Choice] = [(state, 1) for state in islice(table.ready.values(), decodes)]
+    prefill_tokens = _prefill_tokens(table, limits.depth - in_flight, budget - decodes)
+    for state in table.prefilling.values():
+        if prefill_tokens == 0:
+            break
+        tokens = min(state.remaining, prefill_tokens)
+        chosen.append((state, tokens))
+        prefill_tokens -= tokens
+    return chosen, prefill_tokens
+
+
+def _prefill_tokens(table: SequenceTable, steps_left: int, budget: int) -> int:
+    """How many prefill tokens the step takes: all that fit, or a pipeline's even part of what is there.
+
+    One large chunk would keep one stage busy and the others idle, so what is pending is dealt over the steps that
+    may still be sent before one returns.
+    """
+    if steps_left == 1:
+        return budget
+    pending = table.waiting_tokens + sum(state.remaining for state in table.prefilling.values())
+    return min(budget, max(PREFILL_CHUNK_FLOOR, -(-pending // steps_left)))
+
+
+def _place(table: SequenceTable, chosen: list[Choice]) -> tuple[list[Segment], bool]:
+    """Segments for what was chosen, with pages; and whether pages were too few for all of it.
+
+    Where pages run out, older sequences take those of younger ones: the youngest is preempted until the older
+    fits. One that is itself the youngest keeps what it has and waits, or gets a shorter chunk.
+    """
+    pool = table.pool
+    needed = sum(max(0, pool.pages_for(s.computed + tokens) - len(s.pages)) for s, tokens in chosen)
+    squeezed = needed > pool.available
+    if squeezed:  # oldest first, so that no victim has a segment in this step yet
+        chosen = sorted(chosen, key=lambda choice: choice[0].arrival)
+    segments: list[Segment] = []
+    for state, wanted in chosen:
+        if not state.running:  # preempted for an older one just now
+            continue
+        tokens = _make_room(table, state, wanted) if squeezed else wanted
+        if tokens > 0:
+            segments.append(table.extend(state, tokens))
+        else:
+            table.postpone(state)
+    return segments, squeezed
+
+
+def _make_room(table: SequenceTable, state: SequenceState, tokens: int) -> int:
+    """Preempt younger sequences until ``tokens`` more of ``state`` have pages; how many have in the end."""
+    pool = table.pool
+    missing = pool.pages_for(state.computed + tokens) - len(state.pages)
+    while missing > pool.available:
+        youngest = next(reversed(table.running.values()))
+        if youngest is state:
+            room = (len(state.pages) + pool.available) * pool.page_size - state.computed
+            return min(tokens, room)
+        table.preempt(youngest)
+    return tokens
+
+
+def _may_admit(table: SequenceTable, limits: BatchLimits) -> bool:
+    """Whether the first of the waiting could be admitted, as far as can be told without looking for pages.
+
+    One whose token is still in flight could not: its history is not complete before that token is back.
+    """
+    first = table.first_waiting
+    return first is not None and not first.awaiting and len(table.running) < limits.max_sequences
+
+
+def _admit(
+    table: SequenceTable,
+    limits: BatchLimits,
+    prefill_tokens: int,
+    admitted: list[Admission],
+    segments: list[Segment],
+) -> None:
+    """Waiting sequences, in order, while tokens, pages and places last; the first that does not fit blocks."""
+    while prefill_tokens > 0 and _may_admit(table, limits):
+        state = next(iter(table.waiting.values()))
+        cached = _pages_to_start(table, state)
+        if cached is None:
+            return
+        admitted.append(table.start(state, cached))
+        tokens = min(state.remaining, prefill_tokens)
+        segments.append(table.extend(state, tokens))
+        prefill_tokens -= tokens
+
+
+def _pages_to_start(table: SequenceTable, state: SequenceState) -> list[int] | None:
+    """Its cached pages, where the pool has room for all its known tokens beside the watermark; else None.
+
+    With nothing running it always has: the whole pool is available, and no sequence is longer than that.
+    """
+    pool = table.pool
+    if not table.running:
+        return table.cached_pages(state)
+    promised = sum(pool.pages_for(len(s.tokens)) - len(s.pages) for s in table.prefilling.values())
+    room = pool.available - promised - max(len(table.running), int(pool.pages * WATERMARK))
+    if room <= 0:
+        return None
+    cached = table.cached_pages(state)
+    needed = pool.pages_for(len(state.tokens)) - len(cached) + pool.unreferenced(cached)
+    return cached if needed <= room else None
