@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from hexgen.deploy.ray_local import (
     LOOPBACK,
@@ -82,7 +83,7 @@ def _existing(address: str | None) -> RayConnection:
             where=address,
             remedy="call ray.shutdown() first, or leave the address out",
         )
-    return RayConnection(current, str(ray.util.get_node_ip_address()), None, owned=False)
+    return RayConnection(current, _node_address(), None, owned=False)
 
 
 def _join(address: str) -> RayConnection:
@@ -101,7 +102,7 @@ def _join(address: str) -> RayConnection:
             remedy="check `ray status` there; this machine must be one of its nodes (`ray start --address=...`), "
             "and where the cluster uses tokens, RAY_AUTH_MODE=token and the cluster's token must be set here",
         ) from error
-    connection = RayConnection(address, str(ray.util.get_node_ip_address()), None, owned=True)
+    connection = RayConnection(address, _node_address(), None, owned=True)
     atexit.register(connection.close)
     return connection
 
@@ -118,3 +119,10 @@ def keeping_sigterm() -> Iterator[None]:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _node_address() -> str:
+    import ray
+
+    utilities: Any = ray.util
+    return str(utilities.get_node_ip_address())

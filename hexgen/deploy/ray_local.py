@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ LOCAL_ENVIRONMENT = {
 # Workers are started for the actors alone, not ahead of time for tasks that never come.
 LOCAL_SETTINGS = {"prestart_worker_first_driver": False}
 
-_started_here = False  # this process has held a local instance, whose token Ray still has in its cache
+_folders: list[
+    Path
+] = []  # of this process's instances: Ray has the first one's token and log folder in its memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +59,20 @@ def start_local_ray(cpus: int | None) -> LocalRay:
     ``ray.init()`` by itself would start three helpers more (dashboard server, autoscaler, log monitor), which take
     most of its start-up time and serve nobody here. This does what ``ray start`` does with them switched off.
     """
-    global _started_here
     imported = "ray" in sys.modules
     environment = _set_environment({**LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     folder = _session_folder()
     node: Any = None
     try:
         import ray
-        from ray._private import ray_constants
-        from ray._private.node import Node
-        from ray._private.parameter import RayParams
 
+        constants: Any = import_module("ray._private.ray_constants")
         if imported:
             forget_token()
-            ray_constants.ENABLE_RAY_CLUSTER = False  # Ray read the variable when it was imported
-        _started_here = True
-
-        class QuietNode(Node):  # type: ignore[misc]
-            def start_api_server(self, *arguments: object, **options: object) -> None:
-                """No dashboard, not even the reduced one."""
-
+            constants.ENABLE_RAY_CLUSTER = False  # Ray read the variable when it was imported
+        _folders.append(folder)
         logging.getLogger("ray").setLevel(logging.ERROR)
-        parameters = RayParams(
+        parameters = import_module("ray._private.parameter").RayParams(
             node_ip_address=LOOPBACK,
             num_cpus=cpus,
             include_dashboard=False,
@@ -89,7 +84,7 @@ def start_local_ray(cpus: int | None) -> LocalRay:
             max_worker_port=0,
             _system_config=LOCAL_SETTINGS,
         )
-        node = QuietNode(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
+        node = _quiet_node_class()(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
         ray.init(address=node.gcs_address, log_to_driver=False, logging_level=logging.ERROR)
     except BaseException as error:  # Ctrl-C too: whatever has started must end
         if "ray" in sys.modules:
@@ -104,16 +99,25 @@ def start_local_ray(cpus: int | None) -> LocalRay:
 
 def forget_token_of_local_instance() -> None:
     """Before a cluster is joined: the token of an instance that ended must not be offered to it."""
-    if _started_here:
+    if _folders:
         forget_token()
 
 
 def forget_token() -> None:
     """Make Ray read its settings and its token from the environment again."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    raylet: Any = import_module("ray._raylet")
+    raylet.Config.initialize("")  # the mode first: a thread that still drains must not miss a token that is gone
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
-    Config.initialize("")  # first the mode: a thread that still drains must not look for a token that is gone
-    AuthenticationTokenLoader.instance().reset_cache()
+
+def _quiet_node_class() -> Any:
+    base: Any = import_module("ray._private.node").Node
+
+    class QuietNode(base):  # type: ignore[misc]
+        def start_api_server(self, *arguments: object, **options: object) -> None:
+            """No dashboard, not even the reduced one."""
+
+    return QuietNode
 
 
 def _end(node: Any, folder: Path, environment: dict[str, str | None]) -> None:
@@ -124,7 +128,8 @@ def _end(node: Any, folder: Path, environment: dict[str, str | None]) -> None:
             node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
             end_processes(family, EXIT_GRACE_S)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in {folder, *_folders}:  # a later instance's driver makes the first one's log folder again
+            shutil.rmtree(path, ignore_errors=True)
         _set_environment(environment)
 
 
