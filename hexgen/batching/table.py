@@ -143,7 +143,7 @@ class SequenceTable:
         state.computed = 0
 
     def _register(self, state: SequenceState) -> None:
-        """Offer full pages to others at once: steps run in the order they are formed, and write before they read."""
+        """Offer full pages to others at once: steps run in order, and write before they read."""
         if self.cache is None or state.digests is None:
             return
         full = state.computed // self.page_size
