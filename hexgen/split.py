@@ -6,6 +6,7 @@ Any width up to the number of query heads works; nothing has to divide anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,12 +48,15 @@ def deal(total: int, shares: Sequence[float], at_least: int = 0) -> tuple[Range,
     Each range has at least ``at_least`` items (``total >= at_least * len(shares)`` must hold).
     """
     n = len(shares)
+    if n == 0 or any(not (0 < share < math.inf) for share in shares):
+        raise SpecError(f"shares {list(shares)} must be positive numbers")
     if total < at_least * n:
         raise SpecError(f"cannot deal {total} over {n} ranks with at least {at_least} each")
-    spare = total - at_least * n
-    weight = float(sum(shares))
+    largest = max(shares)  # divided by first, so that no sum of shares overflows
+    scaled = [share / largest for share in shares]
+    weight = math.fsum(scaled)
+    ideal = [total * share / weight for share in scaled]
     # Ideal sizes first, so that the floor of `at_least` only moves what it must.
-    ideal = [total * share / weight for share in shares]
     sizes = [max(at_least, int(x)) for x in ideal]
     while sum(sizes) > total:  # the floor pushed some up: take from whoever is furthest above its ideal
         i = max((i for i in range(n) if sizes[i] > at_least), key=lambda i: (sizes[i] - ideal[i], -i))
@@ -60,8 +64,6 @@ def deal(total: int, shares: Sequence[float], at_least: int = 0) -> tuple[Range,
     while sum(sizes) < total:
         i = max(range(n), key=lambda i: (ideal[i] - sizes[i], -i))
         sizes[i] += 1
-    if spare < 0 or sum(sizes) != total:
-        raise SpecError(f"cannot deal {total} by shares {list(shares)}")
     ranges: list[Range] = []
     start = 0
     for size in sizes:
@@ -83,7 +85,7 @@ def split_stage(model: ModelSpec, width: int, shares: Sequence[float] | None = N
             remedy=f"{model.name} has {model.heads} attention heads; use at most that many devices in a stage",
         )
     weights = tuple(shares) if shares is not None else (1.0,) * width
-    if len(weights) != width or any(not (w > 0) for w in weights):
+    if len(weights) != width:
         raise SpecError(f"shares {list(weights)} must be {width} positive numbers")
     group = model.heads // model.kv_heads
     heads = deal(model.heads, weights, at_least=1)
@@ -94,8 +96,9 @@ def split_stage(model: ModelSpec, width: int, shares: Sequence[float] | None = N
             for (a, b), (c, d) in zip(whole, heads, strict=True)
         ):
             heads = whole
-    columns = deal(model.intermediate_size, weights)
-    vocab = deal(model.vocab_size, weights)
+    # Nobody is left without a column or a row where there are enough: an empty product is a case of its own.
+    columns = deal(model.intermediate_size, weights, at_least=int(model.intermediate_size >= width))
+    vocab = deal(model.vocab_size, weights, at_least=int(model.vocab_size >= width))
     return tuple(
         RankSlice(
             query_heads=(a, b),
