@@ -1,0 +1,166 @@
+"""Plans as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hexgen.cluster import Cluster
+from hexgen.model import ModelSpec
+from hexgen.plan import DevicePrediction, Plan, Prediction, Stage
+from hexgen.scheduler.compare import Baseline
+from hexgen.scheduler.evaluate import stranded_bytes
+from hexgen.units import format_bytes, format_time
+
+_ROUTES_SHOWN = 40
+
+
+def plan_tables(plan: Plan, cluster: Cluster, model: ModelSpec) -> list[RenderableType]:
+    """Stages, routes and what is predicted."""
+    predicted = plan.predicted
+    if predicted is None:
+        return []
+    held = {device.device: device for device in predicted.devices}
+    table = Table(title=f"{plan.model} on {cluster.name}", title_justify="left")
+    for name in ("stage", "layers", "devices", "TP", "shares", "weights", "KV", "memory used", "step"):
+        table.add_column(name, justify="right" if name in ("TP", "step") else "left", overflow="fold")
+    steps = {stage.stage: stage for stage in predicted.stages}
+    types = {node.name: node.base_device for node in cluster.nodes}
+    for stage in plan.stages:
+        members = [held[device] for device in stage.devices]
+        step = steps[stage.name]
+        table.add_row(
+            stage.name,
+            f"[{stage.layers[0]}, {stage.layers[1]})".replace("[", "\\["),
+            _device_text(stage, types),
+            str(stage.width),
+            "equal" if stage.shares is None else ":".join(f"{share:g}" for share in stage.shares),
+            format_bytes(sum(m.weights_bytes for m in members)),
+            format_bytes(sum(m.kv_bytes for m in members)),
+            _used_text(members),
+            format_time(step.decode_step_s),
+        )
+    lines = [_route_text(plan, i) for i in range(min(len(plan.routes), _ROUTES_SHOWN))]
+    if len(plan.routes) > _ROUTES_SHOWN:
+        lines.append(f"... and {len(plan.routes) - _ROUTES_SHOWN} more routes")
+    return [table, Text("\n".join(lines)), Text(_prediction_text(predicted))]
+
+
+def explain_tables(plan: Plan, cluster: Cluster) -> list[RenderableType]:
+    """Per device: where its memory goes and what is stranded; per stage: how busy it is."""
+    predicted = plan.predicted
+    if predicted is None:
+        return []
+    memory = Table(title="memory", title_justify="left")
+    for name in ("device", "stage", "weights", "KV", "buffers", "stranded", "of"):
+        memory.add_column(name, justify="left" if name in ("device", "stage") else "right")
+    held = {device.device: device for device in predicted.devices}
+    stage_of = {device: stage.name for stage in plan.stages for device in stage.devices}
+    for device in cluster.devices():
+        found = held.get(device.id)
+        total = format_bytes(device.type.memory_bytes)
+        if found is None:
+            memory.add_row(device.id, "unused", "", "", "", total, total)
+            continue
+        memory.add_row(
+            device.id,
+            stage_of[device.id],
+            format_bytes(found.weights_bytes),
+            format_bytes(found.kv_bytes),
+            format_bytes(found.buffers_bytes),
+            format_bytes(stranded_bytes(found)),
+            total,
+        )
+    busy = Table(title="time, when the cluster serves all it can", title_justify="left")
+    for name in ("stage", "prefill step", "decode step", "busy"):
+        busy.add_column(name, justify="left" if name == "stage" else "right")
+    for stage in predicted.stages:
+        busy.add_row(
+            stage.stage,
+            format_time(stage.prefill_step_s),
+            format_time(stage.decode_step_s),
+            f"{stage.utilisation:.0%}",
+        )
+    return [memory, busy]
+
+
+def compare_table(plan: Plan, others: Sequence[Baseline], objective: str) -> Table:
+    """The plan beside simpler placements, under the same evaluator."""
+    table = Table(title="compared with", title_justify="left")
+    for name in ("placement", "tokens/s", "one request", "TTFT", "TPOT", "why"):
+        table.add_column(name, justify="left" if name in ("placement", "why") else "right", overflow="fold")
+    own = plan.predicted
+    rows = [("this plan", own, own.bottleneck if own else "")]
+    for other in others:
+        predicted = other.plan.predicted if other.plan else None
+        rows.append((other.name, predicted, predicted.bottleneck if predicted else other.reason))
+    for name, predicted, why in rows:
+        if predicted is None:
+            table.add_row(name, "does not fit", "", "", "", why)
+            continue
+        table.add_row(
+            name,
+            f"{predicted.tokens_s:,.0f}",
+            f"{predicted.single_tokens_s:,.1f}",
+            format_time(predicted.ttft_s),
+            format_time(predicted.tpot_s),
+            why,
+        )
+    return table
+
+
+def _device_text(stage: Stage, types: dict[str, str]) -> str:
+    """``ice-1/0-3 (RTX3090Ti)``: runs of devices of one node."""
+    by_node: dict[str, list[int]] = {}
+    for device in stage.devices:
+        name, number = device.rsplit("/", 1)
+        by_node.setdefault(name, []).append(int(number))
+    return ", ".join(f"{name}/{_runs(numbers)} ({types[name]})" for name, numbers in by_node.items())
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _used_text(members: Sequence[DevicePrediction]) -> str:
+    used = sum(m.memory_bytes - stranded_bytes(m) for m in members)
+    total = sum(m.memory_bytes for m in members)
+    return f"{format_bytes(used)} of {format_bytes(total)} ({used / total:.0%})"
+
+
+def _route_text(plan: Plan, number: int) -> str:
+    route = plan.routes[number]
+    parts: list[str] = []
+    for hop in route.path:
+        whole = plan.stage(hop.stage).layers == hop.layers
+        parts.append(hop.stage if whole else f"{hop.stage}[{hop.layers[0]}, {hop.layers[1]})")
+    share = route.weight / sum(r.weight for r in plan.routes)
+    return f"route {number}: {' -> '.join(parts)}  ({share:.1%} of the requests)"
+
+
+def _prediction_text(predicted: Prediction) -> str:
+    lines = [
+        f"predicted: {predicted.tokens_s:,.1f} tokens/s ({predicted.requests_s:.3g} requests/s), "
+        f"TTFT {format_time(predicted.ttft_s)}, TPOT {format_time(predicted.tpot_s)}; "
+        f"one request alone {predicted.single_tokens_s:,.1f} tokens/s",
+        f"bottleneck: {predicted.bottleneck}",
+    ]
+    if predicted.upper_bound_tokens_s:
+        share = predicted.tokens_s / predicted.upper_bound_tokens_s
+        lines.append(
+            f"upper bound: {predicted.upper_bound_tokens_s:,.1f} tokens/s with every device always busy "
+            f"({share:.0%} reached)"
+        )
+    if predicted.price_usd_h:
+        per_million = predicted.price_usd_h / 3600 / predicted.tokens_s * 1e6 if predicted.tokens_s else 0.0
+        lines.append(f"price: {predicted.price_usd_h:.2f} USD/h, {per_million:.2f} USD per million output tokens")
+    return "\n".join(lines)

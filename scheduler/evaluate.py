@@ -1,0 +1,212 @@
+"""What a plan will do: one evaluator for the planner's own plans, for baselines, and for plans that people write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hexgen.cluster import Cluster, Device, Link
+from hexgen.memory import PlanMemory, plan_memory
+from hexgen.model import ModelSpec
+from hexgen.plan import DevicePrediction, Plan, Prediction, Route, Stage, StagePrediction
+from hexgen.scheduler.bound import upper_bound_tokens_s
+from hexgen.scheduler.cost import CostModel, EdgeCost, GroupShape
+from hexgen.scheduler.groups import Topology
+from hexgen.scheduler.pipeline import Alone, Part, Steady, alone, at_rate, concurrency_for, steady
+from hexgen.scheduler.traffic import Traffic, traffic_of
+from hexgen.units import format_time
+from hexgen.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class RouteState:
+    """One route of a plan, ready to be asked."""
+
+    parts: tuple[Part, ...]
+    edges: tuple[EdgeCost, ...]
+    back: EdgeCost | None
+    most: int  # sequences at once
+    full: Steady  # at that concurrency
+    alone: Alone
+
+
+def evaluate(
+    plan: Plan, cluster: Cluster, model: ModelSpec, workload: Workload, objective: str = "throughput"
+) -> Prediction:
+    """The prediction for a valid plan (``hexgen.validate.check_plan``). Raises ``InfeasibleError``."""
+    memory = plan_memory(plan, cluster, model)
+    return predict(plan, cluster, model, workload, memory, objective)
+
+
+def predict(
+    plan: Plan,
+    cluster: Cluster,
+    model: ModelSpec,
+    workload: Workload,
+    memory: PlanMemory,
+    objective: str,
+) -> Prediction:
+    traffic = traffic_of(model, workload, plan.engine)
+    cost = CostModel(model, memory.dtype, plan.engine)
+    topology = Topology(cluster)
+    devices = {device.id: device for device in cluster.devices()}
+    states = [
+        _route_state(plan, route, kv, topology, cost, devices, traffic)
+        for route, kv in zip(plan.routes, memory.kv_tokens, strict=True)
+    ]
+    rates = _sustained(plan, states)
+    total = sum(rates)
+    scale = 1.0 if traffic.rate is None or traffic.rate >= total else traffic.rate / total
+    running = [
+        at_rate(s.parts, s.edges, s.back, traffic, s.most, rate * scale)
+        for s, rate in zip(states, rates, strict=True)
+    ]
+    utilisation = _utilisation(plan, states, rates)
+    used = {device for stage in plan.stages for device in stage.devices}
+    return Prediction(
+        objective=objective,
+        tokens_s=total * traffic.output,
+        requests_s=total,
+        ttft_s=_weighted([s.ttft_s for s in running], rates),
+        tpot_s=_weighted([s.tpot_s for s in running], rates),
+        latency_s=_weighted([s.latency_s for s in running], rates),
+        single_tokens_s=max(s.alone.tokens_s for s in states),
+        bottleneck=_bottleneck(plan, states, rates, memory.kv_tokens, traffic),
+        upper_bound_tokens_s=upper_bound_tokens_s(
+            model, memory.dtype, [d.type for d in devices.values()], traffic, plan.engine.max_sequences
+        ),
+        price_usd_h=_price(cluster, used),
+        devices=memory.devices,
+        stages=tuple(_stage_prediction(stage, plan, states, utilisation[stage.name]) for stage in plan.stages),
+    )
+
+
+def group_shape(stage: Stage, topology: Topology, devices: Mapping[str, Device]) -> GroupShape:
+    """The stage as the cost model sees it; its link is the slowest between any two of its nodes."""
+    members = [devices[device] for device in stage.devices]
+    places = sorted({topology.index[device.node] for device in members})
+    pairs = [topology.link(a, b) for i, a in enumerate(places) for b in places[i + (len(places) > 1) :]]
+    if any(sum(1 for m in members if topology.index[m.node] == place) > 1 for place in places):
+        pairs += [topology.nodes[place].link for place in places]
+    link = Link(min(p.bandwidth_bytes_s for p in pairs), max(p.latency_s for p in pairs))
+    return GroupShape(tuple(device.type for device in members), link, stage.shares)
+
+
+def _route_state(
+    plan: Plan,
+    route: Route,
+    kv_tokens: int,
+    topology: Topology,
+    cost: CostModel,
+    devices: Mapping[str, Device],
+    traffic: Traffic,
+) -> RouteState:
+    stages = [plan.stage(hop.stage) for hop in route.path]
+    profiles = [cost.profile(group_shape(stage, topology, devices)) for stage in stages]
+    places = [topology.index[devices[stage.devices[0]].node] for stage in stages]
+    last = len(stages) - 1
+    parts = tuple(
+        Part(profile, hop.layers[1] - hop.layers[0], i == 0, i == last)
+        for i, (profile, hop) in enumerate(zip(profiles, route.path, strict=True))
+    )
+    edges = tuple(
+        cost.edge(profiles[i], profiles[i + 1], topology.link(places[i], places[i + 1])) for i in range(last)
+    )
+    back = cost.token_edge(profiles[-1], profiles[0], topology.link(places[-1], places[0])) if last else None
+    # A route that holds less than one mean request still serves shorter ones, one at a time.
+    most = max(1, concurrency_for(kv_tokens, traffic))
+    return RouteState(
+        parts,
+        edges,
+        back,
+        most,
+        steady(parts, edges, back, traffic, float(most)),
+        alone(parts, edges, back, traffic),
+    )
+
+
+def _sustained(plan: Plan, states: Sequence[RouteState]) -> list[float]:
+    """Requests/s of each route when the plan serves all it can: routes get requests in proportion to their weights.
+
+    A stage that several routes share gives each of them its time.
+    """
+    weights = [route.weight for route in plan.routes]
+    total = sum(weights)
+    shares = [weight / total for weight in weights]
+    limit = min(state.full.requests_s / share for state, share in zip(states, shares, strict=True))
+    for load in _stage_seconds(plan, states, shares).values():
+        if load > 0:
+            limit = min(limit, 1 / load)
+    return [limit * share for share in shares]
+
+
+def _stage_seconds(plan: Plan, states: Sequence[RouteState], rates: Sequence[float]) -> dict[str, float]:
+    """Seconds that each stage works in a second, when the routes carry these requests/s."""
+    seconds = {stage.name: 0.0 for stage in plan.stages}
+    for route, state, rate in zip(plan.routes, states, rates, strict=True):
+        steps_a_request = 1 / (state.full.requests_s * state.full.cycle_s)
+        for hop, busy in zip(route.path, state.full.busy_s, strict=True):
+            seconds[hop.stage] += rate * steps_a_request * busy
+    return seconds
+
+
+def _utilisation(plan: Plan, states: Sequence[RouteState], rates: Sequence[float]) -> dict[str, float]:
+    return {name: min(1.0, load) for name, load in _stage_seconds(plan, states, rates).items()}
+
+
+def _stage_prediction(
+    stage: Stage, plan: Plan, states: Sequence[RouteState], utilisation: float
+) -> StagePrediction:
+    """The stage's steps, as the first route that passes it makes them."""
+    for route, state in zip(plan.routes, states, strict=True):
+        for hop, part in zip(route.path, state.parts, strict=True):
+            if hop.stage == stage.name:
+                return StagePrediction(
+                    stage.name,
+                    prefill_step_s=part.profile.step_s(
+                        part.layers, state.full.mix.mixed, part.embeds, part.samples
+                    ),
+                    decode_step_s=part.profile.step_s(
+                        part.layers, state.full.mix.plain, part.embeds, part.samples
+                    ),
+                    utilisation=utilisation,
+                )
+    return StagePrediction(stage.name, 0.0, 0.0, 0.0)  # on no route: idle
+
+
+def _bottleneck(
+    plan: Plan, states: Sequence[RouteState], rates: Sequence[float], kv_tokens: Sequence[int], traffic: Traffic
+) -> str:
+    """What bounds the route that carries most, in words."""
+    number = max(range(len(states)), key=lambda i: (rates[i], -i))
+    route, state = plan.routes[number], states[number]
+    full = state.full
+    if full.limit == "link":
+        a, b = route.path[full.index].stage, route.path[full.index + 1].stage
+        text = f"the link from {a} to {b} ({format_time(full.link_busy_s[full.index])} of each step)"
+    elif full.limit == "round trip":
+        text = f"the way between the stages ({format_time(full.tpot_s)} for a round trip)"
+    else:
+        stage = route.path[full.index].stage
+        text = f"stage {stage} ({format_time(full.busy_s[full.index])} a step)"
+    if state.most < traffic.max_sequences:
+        text += f"; KV room for {state.most} requests at once ({kv_tokens[number]} tokens)"
+    prefix = f"route {number}: " if len(plan.routes) > 1 else ""
+    return prefix + text
+
+
+def _weighted(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+
+
+def _price(cluster: Cluster, devices: set[str]) -> float | None:
+    """USD per hour of the nodes that are used; None where one of them has no price."""
+    names = {device.rsplit("/", 1)[0] for device in devices}
+    prices = [node.price_usd_h for node in cluster.nodes if node.name in names]
+    known = [price for price in prices if price is not None]
+    return sum(known) if len(known) == len(prices) else None
+
+
+def stranded_bytes(device: DevicePrediction) -> int:
+    """Memory of a device that the plan leaves unused."""
+    return device.memory_bytes - device.weights_bytes - device.kv_bytes - device.buffers_bytes

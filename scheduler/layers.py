@@ -1,0 +1,287 @@
+"""How many layers each stage of a fixed order gets: exact, because a stage's time is linear in its layers.
+
+For a given concurrency the longest stage is minimised by giving each next layer to whoever would finish it first;
+where round trips bound the route instead, layers move to the fastest stages as far as a threshold on the longest
+stage allows, and the best threshold is searched. Concurrency decides how much KV each layer needs, hence how many
+layers fit: every concurrency that could be best is tried. Brute force over all divisions agrees (see the tests).
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hexgen.scheduler.cost import EdgeCost, StageProfile
+from hexgen.scheduler.figures import KV_FILL
+from hexgen.scheduler.pipeline import Alone, Part, Steady, alone, concurrency_for, mix_of, steady
+from hexgen.scheduler.traffic import Traffic
+
+_COARSE_POINTS = 10
+_COARSE_RATIO = 0.85
+_EXHAUSTIVE_POINTS = 64
+_COARSE_THRESHOLDS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Stages in order, and what joins them; ``back`` carries sampled tokens from the last to the first."""
+
+    profiles: tuple[StageProfile, ...]
+    edges: tuple[EdgeCost, ...]
+    back: EdgeCost | None
+
+    def parts(self, layers: Sequence[int]) -> tuple[Part, ...]:
+        last = len(self.profiles) - 1
+        return tuple(
+            Part(profile, n, i == 0, i == last)
+            for i, (profile, n) in enumerate(zip(self.profiles, layers, strict=True))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Layers of each stage, the KV room they leave, and what the route then does."""
+
+    layers: tuple[int, ...]
+    kv_tokens: int
+    steady: Steady  # at the concurrency that counts for the goal
+    alone: Alone
+
+
+def measure(chain: Chain, layers: Sequence[int], traffic: Traffic) -> Division | None:
+    """The route with these layers at its full concurrency; None where not one mean request fits."""
+    parts = chain.parts(layers)
+    kv_tokens = min(part.profile.kv_tokens(part.layers, part.embeds, part.samples) for part in parts)
+    concurrency = concurrency_for(kv_tokens, traffic)
+    if concurrency < 1:
+        return None
+    full = steady(parts, chain.edges, chain.back, traffic, float(concurrency))
+    return Division(tuple(layers), kv_tokens, full, alone(parts, chain.edges, chain.back, traffic))
+
+
+def divide_for_throughput(
+    chain: Chain, layers: int, traffic: Traffic, *, exhaustive: bool = False
+) -> Division | None:
+    """The division that serves most tokens a second; ``traffic.slo`` is not looked at."""
+    best: Division | None = None
+    for concurrency in _concurrencies(chain, layers, traffic, exhaustive):
+        caps = _caps(chain, traffic, concurrency)
+        division = _shortest_cycle(chain, layers, traffic, concurrency, caps)
+        found = measure(chain, division, traffic)
+        if found is not None and (best is None or _better(found, best)):
+            best = found
+        if not any(n == cap for n, cap in zip(division, caps, strict=True)):
+            break  # memory bounds nobody here: fewer sequences would only serve less
+    return best
+
+
+def divide_within_limits(
+    chain: Chain, layers: int, traffic: Traffic, *, exhaustive: bool = False
+) -> Division | None:
+    """As for throughput, at the largest concurrency whose mean TTFT, TPOT and latency are within the limits."""
+    best: Division | None = None
+    for concurrency in _concurrencies(chain, layers, traffic, exhaustive, down_to_one=True):
+        division = _shortest_cycle(chain, layers, traffic, concurrency, _caps(chain, traffic, concurrency))
+        found = within_limits(chain, division, traffic)
+        if found is not None and (best is None or _better(found, best)):
+            best = found
+    return best
+
+
+def within_limits(chain: Chain, layers: Sequence[int], traffic: Traffic) -> Division | None:
+    """The route with these layers at the largest concurrency that keeps ``traffic.slo``; None where one is late."""
+    full = measure(chain, layers, traffic)
+    if full is None or keeps_limits(full.steady, traffic):
+        return full
+    parts = chain.parts(layers)
+    low, high = 0, int(full.steady.concurrency)  # low keeps them (or is none at all), high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if keeps_limits(steady(parts, chain.edges, chain.back, traffic, float(middle)), traffic):
+            low = middle
+        else:
+            high = middle
+    if low == 0:
+        return None
+    return Division(
+        full.layers, full.kv_tokens, steady(parts, chain.edges, chain.back, traffic, float(low)), full.alone
+    )
+
+
+def keeps_limits(state: Steady, traffic: Traffic) -> bool:
+    slo = traffic.slo
+    return (
+        (slo.ttft_s is None or state.ttft_s <= slo.ttft_s)
+        and (slo.tpot_s is None or state.tpot_s <= slo.tpot_s)
+        and (slo.latency_s is None or state.latency_s <= slo.latency_s)
+    )
+
+
+def divide_for_latency(
+    chain: Chain, layers: int, traffic: Traffic, *, exhaustive: bool = False
+) -> Division | None:
+    """The division that answers one request soonest."""
+    caps = _caps(chain, traffic, 1)
+    if not _fits(caps, layers):
+        return None
+    chunk = min(traffic.prompt, float(traffic.token_budget))
+    prefill, decode = traffic.prefill_load(chunk), traffic.decode_load(1.0)
+    slopes = [profile.layer_s(prefill) for profile in chain.profiles]
+    fixed = _fixed(chain, lambda profile, embeds, samples: profile.fixed_s(prefill, embeds, samples))
+    costs = [s + traffic.decodes * p.layer_s(decode) for s, p in zip(slopes, chain.profiles, strict=True)]
+    division = _cheapest(layers, caps, costs)
+    best = measure(chain, division, traffic)
+    if traffic.prompt > chunk:  # several chunks: the longest stage spaces them
+        thresholds = _thresholds(
+            fixed, slopes, caps, _longest(fixed, slopes, _shortest_max(layers, caps, fixed, slopes))
+        )
+        step = 1 if exhaustive else max(1, len(thresholds) // _COARSE_THRESHOLDS)
+        for threshold in thresholds[::step]:
+            division = _cheapest(layers, _capped(caps, fixed, slopes, threshold), costs)
+            found = measure(chain, division, traffic)
+            if found is not None and (best is None or found.alone.latency_s < best.alone.latency_s):
+                best = found
+    return best
+
+
+# ---- what fits ----------------------------------------------------------------------------------------------------
+
+
+def _tokens_for(concurrency: int, traffic: Traffic) -> int:
+    """The KV room that `concurrency_for` turns into ``concurrency``."""
+    needed = max(traffic.peak_tokens, concurrency * traffic.resident_tokens / KV_FILL if concurrency > 1 else 0.0)
+    tokens = math.ceil(needed / traffic.page_size) * traffic.page_size
+    return tokens if concurrency_for(tokens, traffic) >= concurrency else tokens + traffic.page_size
+
+
+def _caps(chain: Chain, traffic: Traffic, concurrency: int) -> list[int]:
+    tokens = _tokens_for(concurrency, traffic)
+    last = len(chain.profiles) - 1
+    return [profile.max_layers(tokens, i == 0, i == last) for i, profile in enumerate(chain.profiles)]
+
+
+def _fits(caps: Sequence[int], layers: int) -> bool:
+    return len(caps) <= layers <= sum(caps) and min(caps) >= 1
+
+
+def _concurrencies(
+    chain: Chain, layers: int, traffic: Traffic, exhaustive: bool, down_to_one: bool = False
+) -> list[int]:
+    """From the most sequences that could ever fit, downwards."""
+    low, high = 0, traffic.max_sequences + 1  # low fits (or is none), high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _fits(_caps(chain, traffic, middle), layers):
+            low = middle
+        else:
+            high = middle
+    if low == 0:
+        return []
+    if exhaustive and low <= _EXHAUSTIVE_POINTS:
+        return list(range(low, 0, -1))
+    ratio = (1 / low) ** (1 / _EXHAUSTIVE_POINTS) if exhaustive else _COARSE_RATIO
+    points = _EXHAUSTIVE_POINTS if exhaustive or down_to_one else _COARSE_POINTS
+    return list(dict.fromkeys(max(1, round(low * ratio**i)) for i in range(points)))
+
+
+# ---- linear division ------------------------------------------------------------------------------------------
+
+
+def _shortest_cycle(
+    chain: Chain, layers: int, traffic: Traffic, concurrency: int, caps: Sequence[int]
+) -> tuple[int, ...]:
+    mix = mix_of(traffic, float(concurrency), len(chain.profiles))
+    slopes = [mix.mean_s(profile.layer_s) for profile in chain.profiles]
+    fixed = _fixed(
+        chain, lambda profile, embeds, samples: mix.mean_s(lambda load: profile.fixed_s(load, embeds, samples))
+    )
+    division = _shortest_max(layers, caps, fixed, slopes)
+    tokens = mix.mean_tokens
+    link = max((tokens * edge.token_s for edge in chain.edges), default=0.0)
+    travel = sum(edge.delay_s + tokens * edge.token_s for edge in chain.edges)
+    travel += chain.back.delay_s if chain.back else 0.0
+
+    def round_trip(division: Sequence[int]) -> float:
+        busy = sum(f + s * n for f, s, n in zip(fixed, slopes, division, strict=True))
+        return (busy + travel) / mix.steps_in_flight
+
+    floor = _longest(fixed, slopes, division)
+    if round_trip(division) <= max(floor, link) * (1 + 1e-12):
+        return division
+    # Longest stage up, round trip down: the best is where they cross.
+    thresholds = _thresholds(fixed, slopes, caps, floor)
+    low, high = 0, len(thresholds) - 1
+    while low < high:
+        middle = (low + high) // 2
+        trial = _cheapest(layers, _capped(caps, fixed, slopes, thresholds[middle]), slopes)
+        if round_trip(trial) <= max(thresholds[middle], link):
+            high = middle
+        else:
+            low = middle + 1
+    trials = [division] + [
+        _cheapest(layers, _capped(caps, fixed, slopes, thresholds[i]), slopes) for i in (low - 1, low) if i >= 0
+    ]
+    return min(trials, key=lambda d: (max(_longest(fixed, slopes, d), link, round_trip(d)), d))
+
+
+def _fixed(chain: Chain, seconds: Callable[[StageProfile, bool, bool], float]) -> list[float]:
+    last = len(chain.profiles) - 1
+    return [seconds(profile, i == 0, i == last) for i, profile in enumerate(chain.profiles)]
+
+
+def _longest(fixed: Sequence[float], slopes: Sequence[float], division: Sequence[int]) -> float:
+    return max(f + s * n for f, s, n in zip(fixed, slopes, division, strict=True))
+
+
+def _shortest_max(
+    layers: int, caps: Sequence[int], fixed: Sequence[float], slopes: Sequence[float]
+) -> tuple[int, ...]:
+    """Minimise the longest stage: each next layer to whoever would finish it first (caps must leave room)."""
+    division = [1] * len(caps)
+    heap = [(fixed[i] + 2 * slopes[i], i) for i in range(len(caps)) if caps[i] > 1]
+    heapq.heapify(heap)
+    for _ in range(layers - len(caps)):
+        finish, i = heap[0]
+        division[i] += 1
+        if division[i] < caps[i]:
+            heapq.heapreplace(heap, (finish + slopes[i], i))
+        else:
+            heapq.heappop(heap)
+    return tuple(division)
+
+
+def _cheapest(layers: int, caps: Sequence[int], costs: Sequence[float]) -> tuple[int, ...]:
+    """Minimise the sum of costs: fill the cheapest stages first, one layer at least for each."""
+    division = [1] * len(caps)
+    left = layers - len(caps)
+    for i in sorted(range(len(caps)), key=lambda i: (costs[i], i)):
+        taken = min(left, caps[i] - 1)
+        division[i] += taken
+        left -= taken
+    return tuple(division)
+
+
+def _capped(caps: Sequence[int], fixed: Sequence[float], slopes: Sequence[float], threshold: float) -> list[int]:
+    """The most layers of each stage within ``threshold`` seconds (never fewer than one)."""
+    reach = threshold * (1 + 1e-12)
+    return [
+        max(1, min(cap, int((reach - f) / s) if reach > f else 0))
+        for cap, f, s in zip(caps, fixed, slopes, strict=True)
+    ]
+
+
+def _thresholds(fixed: Sequence[float], slopes: Sequence[float], caps: Sequence[int], floor: float) -> list[float]:
+    """Every time that the longest stage could take, from ``floor`` up."""
+    values = {
+        f + s * n
+        for f, s, cap in zip(fixed, slopes, caps, strict=True)
+        for n in range(1, cap + 1)
+        if f + s * n > floor
+    }
+    return [floor, *sorted(values)]
+
+
+def _better(found: Division, best: Division) -> bool:
+    return (found.steady.tokens_s, -found.alone.latency_s) > (best.steady.tokens_s, -best.alone.latency_s)

@@ -1,0 +1,182 @@
+"""One route as arithmetic: what it serves at a given concurrency, and how it answers one request alone.
+
+A route of `d` stages keeps at most `d` steps in flight (the engine's own rule). With `B` sequences on it each step
+carries `B/d` of them, and a step follows the last one after
+
+    cycle = max(busiest stage, busiest link, round trip / d)
+
+because a sequence can only decode once its token has come back. Everything else follows from Little's law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hexgen.scheduler.cost import EdgeCost, StageProfile
+from hexgen.scheduler.figures import KV_FILL
+from hexgen.scheduler.traffic import StepLoad, Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stage's place on a route."""
+
+    profile: StageProfile
+    layers: int  # that the route uses
+    embeds: bool
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """The steps of a route in steady state: plain ones, and a share of them that also carries prompt tokens."""
+
+    plain: StepLoad
+    mixed: StepLoad
+    mixed_share: float
+    steps_in_flight: float
+    cycles: float  # that one request stays: chunks of its prompt, then its decodes
+    running: float  # sequences that move; more than the token budget feeds only wait
+
+    @property
+    def mean_tokens(self) -> float:
+        return self.plain.tokens + self.mixed_share * (self.mixed.tokens - self.plain.tokens)
+
+    def mean_s(self, seconds: Callable[[StepLoad], float]) -> float:
+        plain = seconds(self.plain)
+        return plain + self.mixed_share * (seconds(self.mixed) - plain)
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """A route under load. ``limit`` names what bounds it: ``stage``, ``link`` (with ``index``) or ``round trip``."""
+
+    concurrency: float
+    requests_s: float
+    tokens_s: float  # output tokens
+    ttft_s: float
+    tpot_s: float
+    latency_s: float
+    cycle_s: float
+    busy_s: tuple[float, ...]  # of each stage, a cycle
+    link_busy_s: tuple[float, ...]
+    limit: str
+    index: int
+    mix: Mix
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """One request on an idle route."""
+
+    ttft_s: float
+    tpot_s: float
+    latency_s: float
+    tokens_s: float
+
+
+def mix_of(traffic: Traffic, concurrency: float, depth: int) -> Mix:
+    """How ``concurrency`` sequences fill the steps of a route of ``depth`` stages."""
+    in_flight = max(1.0, min(float(depth), concurrency))
+    # Chunks of one prompt follow each other in successive steps, not after a round trip.
+    cycles = 1 + (traffic.chunks - 1) / in_flight + traffic.decodes
+    # No step exceeds the token budget: beyond that, sequences wait for their prefill.
+    tokens_a_sequence = (traffic.decodes + traffic.prompt) / cycles
+    running = min(concurrency, traffic.token_budget * in_flight / tokens_a_sequence)
+    decoding = running / in_flight * traffic.decodes / cycles
+    prompt_tokens = running / in_flight * traffic.prompt / cycles
+    chunk = min(float(traffic.token_budget), max(traffic.prompt, prompt_tokens))
+    plain = traffic.decode_load(decoding)
+    mixed = plain.plus(traffic.prefill_load(chunk))
+    return Mix(plain, mixed, min(1.0, prompt_tokens / chunk), in_flight, cycles, running)
+
+
+def concurrency_for(kv_tokens: int, traffic: Traffic) -> int:
+    """Sequences that fit in a route's KV room at once, on average over their lives; 0 where not even one does."""
+    if kv_tokens < traffic.peak_tokens:
+        return 0
+    return max(1, min(traffic.max_sequences, int(KV_FILL * kv_tokens / traffic.resident_tokens)))
+
+
+def steady(
+    parts: tuple[Part, ...],
+    edges: tuple[EdgeCost, ...],
+    back: EdgeCost | None,
+    traffic: Traffic,
+    concurrency: float,
+) -> Steady:
+    """The route with ``concurrency`` sequences on it. ``back``: the tokens' way home; None where one stage is all."""
+    mix = mix_of(traffic, concurrency, len(parts))
+    plain = [_step_s(part, mix.plain) for part in parts]
+    full = [_step_s(part, mix.mixed) for part in parts]
+    busy = tuple(p + mix.mixed_share * (f - p) for p, f in zip(plain, full, strict=True))
+    tokens = mix.mean_tokens
+    link_busy = tuple(tokens * edge.token_s for edge in edges)
+    travel = sum(edge.delay_s for edge in edges) + sum(link_busy) + (back.delay_s if back else 0.0)
+    round_trip = (sum(busy) + travel) / mix.steps_in_flight
+    cycle, limit, index = max(busy), "stage", busy.index(max(busy))
+    if link_busy and max(link_busy) > cycle:
+        cycle, limit, index = max(link_busy), "link", link_busy.index(max(link_busy))
+    # Alone on the route, a sequence always waits for its own round trip: that is the stages' doing, not the links'.
+    if round_trip > cycle * (1 + 1e-9):
+        cycle = round_trip
+        if sum(busy) < travel:
+            limit, index = "round trip", 0
+    tpot = mix.steps_in_flight * cycle
+    requests = mix.running / (mix.cycles * tpot)
+    ttft = sum(full) + travel + (traffic.chunks - 1) * max(full) + cycle / 2
+    return Steady(
+        concurrency=concurrency,
+        requests_s=requests,
+        tokens_s=requests * traffic.output,
+        ttft_s=ttft,
+        tpot_s=tpot,
+        latency_s=ttft + traffic.decodes * tpot,
+        cycle_s=cycle,
+        busy_s=busy,
+        link_busy_s=link_busy,
+        limit=limit,
+        index=index,
+        mix=mix,
+    )
+
+
+def alone(parts: tuple[Part, ...], edges: tuple[EdgeCost, ...], back: EdgeCost | None, traffic: Traffic) -> Alone:
+    """One request of mean lengths with nobody else on the route."""
+    chunk = min(traffic.prompt, float(traffic.token_budget))
+    prefill = traffic.prefill_load(chunk)
+    stages = [_step_s(part, prefill) for part in parts]
+    delays = sum(edge.delay_s for edge in edges) + (back.delay_s if back else 0.0)
+    ttft = sum(stages) + delays + sum(chunk * edge.token_s for edge in edges)
+    ttft += (traffic.prompt / chunk - 1) * max(*stages, *(chunk * edge.token_s for edge in edges), 0.0)
+    decode = traffic.decode_load(1.0)
+    tpot = sum(_step_s(part, decode) for part in parts) + delays + sum(edge.token_s for edge in edges)
+    latency = ttft + traffic.decodes * tpot
+    return Alone(ttft, tpot, latency, traffic.output / latency)
+
+
+def at_rate(
+    parts: tuple[Part, ...],
+    edges: tuple[EdgeCost, ...],
+    back: EdgeCost | None,
+    traffic: Traffic,
+    most: int,
+    requests_s: float,
+) -> Steady:
+    """The route serving ``requests_s``, or as near to it as ``most`` sequences at once can."""
+    full = steady(parts, edges, back, traffic, float(most))
+    if full.requests_s <= requests_s:
+        return full
+    low, high = 0.0, float(most)
+    for _ in range(40):
+        middle = (low + high) / 2
+        if steady(parts, edges, back, traffic, middle).requests_s < requests_s:
+            low = middle
+        else:
+            high = middle
+    return steady(parts, edges, back, traffic, high)
+
+
+def _step_s(part: Part, load: StepLoad) -> float:
+    return part.profile.step_s(part.layers, load, part.embeds, part.samples)

@@ -1,0 +1,197 @@
+"""The best route through a given set of groups: their order, and the layers of each. Everything is remembered.
+
+Two sets of groups that differ only in which of several equal nodes they use are the same problem, and are solved once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+from hexgen.cluster import Link
+from hexgen.scheduler.cost import CostModel, EdgeCost, StageProfile
+from hexgen.scheduler.groups import Group, Topology
+from hexgen.scheduler.layers import (
+    Chain,
+    Division,
+    divide_for_latency,
+    divide_for_throughput,
+    divide_within_limits,
+)
+from hexgen.scheduler.traffic import Traffic
+
+Goal = Literal["throughput", "latency", "slo"]
+Order = tuple[int, ...]
+
+_ALL_ORDERS = 4  # groups: up to this many, every order is tried
+_STARTS = 4  # areas tried as the first on a longer route
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The best route found through a set of groups."""
+
+    groups: tuple[Group, ...]  # path order
+    division: Division
+    value: float  # larger is better; comparable within one goal
+
+    @property
+    def width(self) -> int:
+        return sum(group.width for group in self.groups)
+
+
+class RouteSolver:
+    """Solves routes for one goal over one topology, cost model and traffic."""
+
+    def __init__(
+        self, topology: Topology, cost: CostModel, traffic: Traffic, goal: Goal, *, exhaustive: bool = False
+    ) -> None:
+        self.topology, self.cost, self.traffic, self.goal = topology, cost, traffic, goal
+        self.exhaustive = exhaustive
+        self.solved = 0  # routes worked out, not remembered: what a search's budget counts
+        self._memory: dict[object, tuple[Order, Division, float] | None] = {}
+        self._links: dict[tuple[int, int, Link, bool], EdgeCost] = {}
+
+    def best(self, groups: Sequence[Group]) -> Solution | None:
+        """The best route that uses every one of ``groups``; None where the model does not fit in them so."""
+        if not groups or len(groups) > self.cost.model.layers:
+            return None
+        profiles = [self.cost.profile(group.shape) for group in groups]
+        ordered = sorted(range(len(groups)), key=lambda i: (profiles[i].id, groups[i].place, groups[i].devices))
+        groups = [groups[i] for i in ordered]
+        profiles = [profiles[i] for i in ordered]
+        key = self._key(groups, profiles)
+        if key not in self._memory:
+            self.solved += 1
+            self._memory[key] = self._solve(groups, profiles)
+        found = self._memory[key]
+        if found is None:
+            return None
+        order, division, value = found
+        return Solution(tuple(groups[i] for i in order), division, value)
+
+    def chain(self, groups: Sequence[Group]) -> Chain:
+        """The groups in path order, with what joins them."""
+        profiles = [self.cost.profile(group.shape) for group in groups]
+        places = [group.place for group in groups]
+        edges = tuple(
+            self._edge(profiles[i], profiles[i + 1], self.topology.link(places[i], places[i + 1]), False)
+            for i in range(len(groups) - 1)
+        )
+        back = None
+        if len(groups) > 1:
+            back = self._edge(profiles[-1], profiles[0], self.topology.link(places[-1], places[0]), True)
+        return Chain(tuple(profiles), edges, back)
+
+    def divide(self, chain: Chain) -> Division | None:
+        layers, traffic = self.cost.model.layers, self.traffic
+        if self.goal == "latency":
+            return divide_for_latency(chain, layers, traffic, exhaustive=self.exhaustive)
+        if self.goal == "slo":
+            return divide_within_limits(chain, layers, traffic, exhaustive=self.exhaustive)
+        return divide_for_throughput(chain, layers, traffic, exhaustive=self.exhaustive)
+
+    def value(self, division: Division) -> float:
+        return -division.alone.latency_s if self.goal == "latency" else division.steady.tokens_s
+
+    def _edge(self, a: StageProfile, b: StageProfile, link: Link, back: bool) -> EdgeCost:
+        key = (a.id, b.id, link, back)
+        found = self._links.get(key)
+        if found is None:
+            found = self.cost.token_edge(a, b, link) if back else self.cost.edge(a, b, link)
+            self._links[key] = found
+        return found
+
+    def _key(self, groups: Sequence[Group], profiles: Sequence[StageProfile]) -> object:
+        """What decides the answer: the profiles, who shares a node with whom, and the links between areas."""
+        nodes: dict[int, int] = {}
+        areas: dict[str, int] = {}
+        first: list[int] = []
+        described: list[tuple[int, int, int]] = []
+        for group, profile in zip(groups, profiles, strict=True):
+            area = self.topology.areas[group.place]
+            if area not in areas:
+                areas[area] = len(areas)
+                first.append(group.place)
+            described.append((profile.id, nodes.setdefault(group.place, len(nodes)), areas[area]))
+        between = tuple(self.topology.link(a, b) for i, a in enumerate(first) for b in first[i + 1 :])
+        # Within an area: the link of two different nodes, if there are two.
+        second: dict[int, Link] = {}
+        for place in nodes:
+            area_index = areas[self.topology.areas[place]]
+            if place != first[area_index] and area_index not in second:
+                second[area_index] = self.topology.link(first[area_index], place)
+        return tuple(described), between, tuple(sorted(second.items()))
+
+    def _solve(
+        self, groups: Sequence[Group], profiles: Sequence[StageProfile]
+    ) -> tuple[Order, Division, float] | None:
+        best: tuple[Order, Division, float] | None = None
+        for order in self._orders(groups, profiles):
+            division = self.divide(self.chain([groups[i] for i in order]))
+            if division is None:
+                continue
+            value = self.value(division)
+            if best is None or value > best[2] * (1 + 1e-12 if best[2] > 0 else 1 - 1e-12):
+                best = (order, division, value)
+        return best
+
+    def _orders(self, groups: Sequence[Group], profiles: Sequence[StageProfile]) -> Iterator[Order]:
+        n = len(groups)
+        if n <= _ALL_ORDERS or self.exhaustive:
+            seen: set[tuple[tuple[int, int], ...]] = set()
+            for order in permutations(range(n)):
+                signature = tuple((profiles[i].id, groups[i].place) for i in order)
+                if signature not in seen:
+                    seen.add(signature)
+                    yield order
+            return
+        yield from self._area_orders(groups, profiles)
+
+    def _area_orders(self, groups: Sequence[Group], profiles: Sequence[StageProfile]) -> Iterator[Order]:
+        """Area by area, each next one the nearest; within an area node by node. Then other first and last stages."""
+        by_area: dict[str, list[int]] = {}
+        for i, group in enumerate(groups):
+            by_area.setdefault(self.topology.areas[group.place], []).append(i)
+        for members in by_area.values():
+            lead = {group_place: profiles[i].id for i in members for group_place in (groups[i].place,)}
+            members.sort(key=lambda i: (lead[groups[i].place], groups[i].place, groups[i].devices))
+        names = list(by_area)
+        seen: set[Order] = set()
+        for start in names[:_STARTS]:
+            path = self._nearest(start, {name: groups[by_area[name][0]].place for name in names})
+            base = [i for name in path for i in by_area[name]]
+            for order in _with_ends(base, by_area[path[0]], by_area[path[-1]], profiles):
+                if order not in seen:
+                    seen.add(order)
+                    yield order
+
+    def _nearest(self, start: str, places: dict[str, int]) -> list[str]:
+        path, left = [start], [name for name in places if name != start]
+        while left:
+            here = places[path[-1]]
+            nearest = min(left, key=lambda name: _slowness(self.topology.link(here, places[name])))
+            path.append(nearest)
+            left.remove(nearest)
+        return path
+
+
+def _slowness(link: Link) -> float:
+    return link.latency_s + 1e6 / link.bandwidth_bytes_s  # seconds of a message of one megabyte
+
+
+def _with_ends(
+    base: list[int], first_area: Sequence[int], last_area: Sequence[int], profiles: Sequence[StageProfile]
+) -> Iterator[Order]:
+    """The order itself, and with one stage of each profile of the end areas moved to the very end."""
+    yield tuple(base)
+    for profile in sorted({profiles[i].id for i in first_area}):
+        i = next(i for i in first_area if profiles[i].id == profile)
+        if i != base[0]:
+            yield (i, *(j for j in base if j != i))
+    for profile in sorted({profiles[i].id for i in last_area}):
+        i = next(i for i in reversed(last_area) if profiles[i].id == profile)
+        if i != base[-1]:
+            yield (*(j for j in base if j != i), i)
