@@ -137,6 +137,10 @@ class Coordinator:
             return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
         return self.tokenizer.encode(text, add_special_tokens)
 
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """``RequestError`` where ``ids`` are no prompt for this model."""
+        check_prompt(ids, self.model.vocab_size, self.max_context)
+
     async def submit(
         self, prompt: str | Sequence[int], sampling: SamplingParams, request_id: str | None = None
     ) -> RequestStream:
@@ -149,7 +153,7 @@ class Coordinator:
             if sampling.stop and self.tokenizer is None:
                 raise RequestError("needs a tokenizer, which this model lacks", where="stop")
             ids = await self.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
-            check_prompt(ids, self.model.vocab_size, self.max_context)
+            self.check_ids(ids)
             stream = RequestStream(
                 self._new_id(request_id), ids, sampling, self.tokenizer, arrived_s, self._dispatcher.abort
             )
