@@ -19,7 +19,9 @@ from hexgen.errors import EngineError
 from hexgen.request import SamplingParams, TokenEvent, TokenLogprobs
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_HELLO_BYTES = 4096  # what a peer may send before it has shown the secret
 _LENGTH = struct.Struct(">I")
+_SAMPLING_FIELDS = tuple(f.name for f in dataclasses.fields(SamplingParams))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,14 @@ def decode(body: bytes) -> Frame:
             return Submit(
                 sequence=int(fields["sequence"]),
                 prompt=tuple(fields["prompt"]),
-                sampling=_sampling(fields["sampling"]),
+                sampling=sampling_from_plain(fields["sampling"]),
                 stop_token_ids=tuple(fields["stop_token_ids"]),
             )
         if kind is Abort:
             return Abort(tuple(fields["sequences"]))
         frame: Frame = kind(**fields)
         return frame
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(f"not a frame of ours: {error}") from error
 
 
@@ -133,21 +135,21 @@ async def read_frame(reader: asyncio.StreamReader) -> Frame | None:
     return decode(await reader.readexactly(_bounded(head)))
 
 
-def recv_frame(connection: socket.socket) -> Frame | None:
-    """Blocking twin of ``read_frame``."""
+def recv_frame(connection: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> Frame | None:
+    """Blocking twin of ``read_frame``; ``EngineError`` on a frame above ``max_bytes``."""
     head = _recv_exactly(connection, _LENGTH.size)
     if head is None:
         return None
-    body = _recv_exactly(connection, _bounded(head))
+    body = _recv_exactly(connection, _bounded(head, max_bytes))
     if body is None:
         raise EngineError("the connection broke inside a frame")
     return decode(body)
 
 
-def _bounded(head: bytes) -> int:
+def _bounded(head: bytes, max_bytes: int = MAX_FRAME_BYTES) -> int:
     (length,) = _LENGTH.unpack(head)
-    if length > MAX_FRAME_BYTES:
-        raise EngineError(f"a frame of {length} bytes is above {MAX_FRAME_BYTES}")
+    if length > max_bytes:
+        raise EngineError(f"a frame of {length} bytes is above {max_bytes}")
     return int(length)
 
 
@@ -174,6 +176,13 @@ def _plain(frame: Frame) -> dict[str, Any]:
                 for e in frame.events
             ]
         }
+    if isinstance(frame, Submit):
+        return {
+            "sequence": frame.sequence,
+            "prompt": frame.prompt,
+            "sampling": sampling_to_plain(frame.sampling),
+            "stop_token_ids": frame.stop_token_ids,
+        }
     return dataclasses.asdict(frame)
 
 
@@ -184,7 +193,15 @@ def _event(fields: list[Any]) -> TokenEvent:
     return TokenEvent(int(sequence), int(token), logprobs, reason)
 
 
-def _sampling(fields: dict[str, Any]) -> SamplingParams:
+def sampling_to_plain(sampling: SamplingParams) -> dict[str, Any]:
+    """What JSON can say; ``sampling_from_plain`` reads it back."""
+    return {name: getattr(sampling, name) for name in _SAMPLING_FIELDS}
+
+
+def sampling_from_plain(fields: dict[str, Any]) -> SamplingParams:
+    """Not validated. ``KeyError``, ``TypeError``, ``ValueError`` or ``AttributeError`` where it is nothing of
+    the kind.
+    """
     fields["logit_bias"] = {int(k): float(v) for k, v in fields["logit_bias"].items()}
     fields["stop"] = tuple(fields["stop"])
     fields["stop_token_ids"] = tuple(fields["stop_token_ids"])

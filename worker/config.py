@@ -22,6 +22,7 @@ class RouteRole:
     previous: str | None  # stage it receives hidden states from
     next: str | None  # stage it sends hidden states to
     last: str  # stage that samples (tokens come back from it to the first)
+    first: str = ""  # stage that embeds; "" where nobody asks (the stage itself, on a route of one)
 
 
 @dataclass(frozen=True, slots=True)
