@@ -1,0 +1,110 @@
+"""The keys and values that one rank keeps for one route, in pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hexgen.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayer:
+    """One layer of a pool, seen in the two ways that attention needs it; both share the pool's memory."""
+
+    rows: torch.Tensor  # [pages * 2 * kv_heads * page_size, head_dim]: one row a token, head and side
+    blocks: torch.Tensor  # [pages * 2 * kv_heads, page_size * head_dim]: one row a page, head and side
+    pool: KVPool
+
+
+class KVPool:
+    """Pages of keys and values of one route on one rank: ``[layers, pages, 2, kv_heads, page_size, head_dim]``.
+
+    Side 0 is keys (after rotary embedding), side 1 values. The tokens of one page and head lie together, so that
+    gathering whole (page, side, head) blocks in table order gives contiguous keys and contiguous values of a
+    sequence: what CPU attention is fastest on, what a kernel reads in one transaction, and what moves when heads
+    change their rank. Zeroed at the start: a page's unwritten tail is masked, but a masked NaN is still a NaN.
+    """
+
+    def __init__(
+        self,
+        pages: int,
+        page_size: int,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        self.pages = pages
+        self.page_size = page_size
+        self.layers = layers
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._data = torch.zeros(
+            (layers, pages, 2, kv_heads, page_size, head_dim), dtype=dtype, device=self.device
+        )
+        self._layers = tuple(
+            KVLayer(
+                rows=self._data[i].view(-1, head_dim),
+                blocks=self._data[i].view(pages * 2 * kv_heads, page_size * head_dim),
+                pool=self,
+            )
+            for i in range(layers)
+        )
+        self._scratch = torch.empty(0, dtype=dtype, device=self.device)
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """``[layers, pages, kv_heads, page_size, head_dim]``"""
+        return self._data[:, :, 0]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """``[layers, pages, kv_heads, page_size, head_dim]``"""
+        return self._data[:, :, 1]
+
+    @property
+    def bytes(self) -> int:
+        return self._data.nbytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the buffer that gathered pages pass through."""
+        return self._scratch.nbytes
+
+    def layer(self, index: int) -> KVLayer:
+        return self._layers[index]
+
+    def scratch(self, elements: int) -> torch.Tensor:
+        """A flat buffer, valid until the next call. Reused: fresh memory costs a page fault every 4 KiB."""
+        if self._scratch.numel() < elements:
+            self._scratch = torch.empty(elements, dtype=self.dtype, device=self.device)
+        return self._scratch[:elements]
+
+    def export(self, pages: torch.Tensor, layers: tuple[int, int], heads: tuple[int, int]) -> torch.Tensor:
+        """A copy ``[layers, n, 2, heads, page_size, head_dim]`` of some pages, layers, heads (local indices)."""
+        self._check(pages, layers, heads)
+        part = self._data[layers[0] : layers[1], :, :, heads[0] : heads[1]]
+        return part.index_select(1, pages.to(self.device))
+
+    def import_(
+        self, blocks: torch.Tensor, pages: torch.Tensor, layers: tuple[int, int], heads: tuple[int, int]
+    ) -> None:
+        """Write what ``export`` gave (here or on another rank) into these pages, layers and heads."""
+        self._check(pages, layers, heads)
+        part = self._data[layers[0] : layers[1], :, :, heads[0] : heads[1]]
+        expected = (part.shape[0], pages.numel(), *part.shape[2:])
+        if tuple(blocks.shape) != expected:
+            raise EngineError(f"KV blocks of shape {list(blocks.shape)} do not fit {list(expected)}")
+        part.index_copy_(1, pages.to(self.device), blocks.to(device=self.device, dtype=self.dtype))
+
+    def _check(self, pages: torch.Tensor, layers: tuple[int, int], heads: tuple[int, int]) -> None:
+        inside = 0 <= layers[0] <= layers[1] <= self.layers and 0 <= heads[0] <= heads[1] <= self.kv_heads
+        if pages.numel():
+            inside = inside and int(pages.min()) >= 0 and int(pages.max()) < self.pages
+        if not inside:
+            raise EngineError(f"no such pages, layers {layers} or heads {heads} in the KV pool")
