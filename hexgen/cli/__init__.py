@@ -1,15 +1,18 @@
-"""The ``hexgen`` command. Every deliberate error is one line on stderr and an exit status; torch and Ray load late."""
+"""The ``hexgen`` command: a deliberate error is one line on stderr and an exit status. Heavy imports come late."""
 
 from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
+from hexgen.cli.discover import discover_command
+from hexgen.cli.generate import InOrderCommand, generate_command
 from hexgen.cli.plan import plan_command
+from hexgen.cli.serve import serve_command
+from hexgen.deploy.facts import installed_version
 from hexgen.errors import HexgenError, InfeasibleError, RequestError, SpecError
 
 EXIT_ENGINE = 1
@@ -21,22 +24,19 @@ app = typer.Typer(
     name="hexgen",
     help="Serve one large model over GPUs that do not match.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("plan")(plan_command)
-
-
-def hexgen_version() -> str:
-    try:
-        return version("hexgen-engine")
-    except PackageNotFoundError:  # a checkout that was never installed
-        return "unknown"
+app.command("serve")(serve_command)
+app.command("generate", cls=InOrderCommand)(generate_command)
+app.command("discover")(discover_command)
 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"hexgen {hexgen_version()}")
+        typer.echo(f"hexgen {installed_version()}")
         raise typer.Exit
 
 

@@ -1,0 +1,146 @@
+"""What the commands that run an engine share: stopping cleanly, progress, and messages on stderr."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hexgen.units import format_bytes
+
+if TYPE_CHECKING:
+    from hexgen.deploy.ray_deployment import OnProgress, RayDeployment, StageProgress
+
+LINE_INTERVAL_S = 5.0
+CAUSE_WAIT_S = 5.0
+
+PlanArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[PLAN]", help="A plan file; without one, a plan is made for what there is."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A Hugging Face folder with safetensors (default: the plan's, else demo)."),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address", help="HOST:PORT of a Ray cluster's head (default: RAY_ADDRESS, else a local instance)."
+    ),
+]
+
+
+def say(text: str) -> None:
+    """A message for a person: stdout belongs to results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM end a command once, and everything it started with it.
+
+    The first signal calls ``on_stop`` where one is set, else raises ``KeyboardInterrupt`` or ``SystemExit(143)``,
+    so that ``finally`` blocks run. Later ones, and all after ``shield()``, cannot cut the clean-up short: its time
+    is bounded.
+    """
+
+    def __init__(self) -> None:
+        self.on_stop: Callable[[], None] | None = None
+        self._shielded = False
+        self._before: dict[int, Any] = {}
+
+    def shield(self) -> None:
+        """From here on things are ended anyway."""
+        self._shielded = True
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._shielded:
+            say("still stopping ...")
+            return
+        self._shielded = True
+        say("stopping ...")
+        if self.on_stop is not None:
+            self.on_stop()
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(128 + number)
+
+
+@contextmanager
+def shown_progress(quiet: bool = False) -> Iterator[OnProgress | None]:
+    """Bytes read of bytes needed, for each stage: a bar on a terminal, now and then a line elsewhere."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield _lines()
+
+
+@contextmanager
+def _bars() -> Iterator[OnProgress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("loading {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stages: Sequence[StageProgress]) -> None:
+            for stage in stages:
+                if stage.stage not in tasks:
+                    tasks[stage.stage] = progress.add_task(stage.stage, total=None)
+                progress.update(tasks[stage.stage], completed=stage.done_bytes, total=stage.total_bytes or None)
+
+        yield show
+
+
+def _lines() -> OnProgress:
+    complete: set[str] = set()
+    last = time.monotonic()
+
+    def show(stages: Sequence[StageProgress]) -> None:
+        nonlocal last
+        due = time.monotonic() - last >= LINE_INTERVAL_S
+        for stage in stages:
+            finished = 0 < stage.total_bytes <= stage.done_bytes
+            if stage.stage in complete or not (finished or (due and stage.total_bytes)):
+                continue
+            if finished:
+                complete.add(stage.stage)
+            say(f"loading {stage.stage}: {format_bytes(stage.done_bytes)} of {format_bytes(stage.total_bytes)}")
+        if due:
+            last = time.monotonic()
+
+    return show
+
+
+def say_remarks(deployment: RayDeployment) -> None:
+    for remark in deployment.remarks:
+        say(f"note: {remark}")
+
+
+def raise_cause(deployment: RayDeployment) -> None:
+    """When requests failed: raise what ended the deployment, once it is known; return where it still runs."""
+    deadline = time.monotonic() + CAUSE_WAIT_S
+    while time.monotonic() < deadline:
+        failure = deployment.failure()
+        if failure is not None:
+            raise failure
+        time.sleep(0.1)

@@ -1,0 +1,123 @@
+"""From what a person gives (a plan or none, a model or none) to a running deployment, for every front door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hexgen.cluster import Cluster
+from hexgen.errors import CheckpointError, SpecError
+from hexgen.model import BUNDLED_MODELS, ModelSpec, find_checkpoint, load_model
+from hexgen.plan import Plan, load_plan, resolve_cluster
+from hexgen.validate import check_plan
+
+if TYPE_CHECKING:
+    from hexgen.deploy.ray_deployment import OnProgress, RayDeployment
+
+DEFAULT_MODEL = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Launchable:
+    """A plan that fits its cluster and its model, and the checkpoint to run it on."""
+
+    plan: Plan  # with the cluster inline
+    cluster: Cluster
+    model: ModelSpec
+    model_path: Path  # the checkpoint, on this machine
+
+
+def prepare(
+    plan: Plan | str | Path | None = None, model: str | Path | None = None, *, ray_address: str | None = None
+) -> Launchable:
+    """Read and check everything that can be checked before a worker starts.
+
+    Without a plan one is made for what the Ray cluster has, or else this machine. The model is ``model``, else the
+    plan's, else the bundled one. Raises ``SpecError`` or ``InfeasibleError``.
+    """
+    if plan is None:
+        return _planned(model or DEFAULT_MODEL, ray_address)
+    where, base = "plan", None
+    if not isinstance(plan, Plan):
+        where, base = str(plan), Path(plan).parent
+        plan = load_plan(plan)
+    cluster = resolve_cluster(plan, base)
+    # --model is a path where we are; the plan's own model may be beside the plan.
+    path, shape = (
+        _checkpoint(model, None, "--model") if model else _checkpoint(plan.model, base, f"{where}: model")
+    )
+    plan = replace(plan, cluster=cluster)
+    check_plan(plan, cluster, shape, where)
+    return Launchable(plan, cluster, shape, path)
+
+
+def _planned(model: str | Path, ray_address: str | None) -> Launchable:
+    from hexgen.deploy.discover import discover
+    from hexgen.scheduler import plan as make_plan
+
+    path, shape = _checkpoint(model, None, "--model")
+    cluster = discover(ray_address).cluster
+    plan = replace(make_plan(cluster, shape), model=str(model), cluster=cluster)
+    check_plan(plan, cluster, shape)
+    return Launchable(plan, cluster, shape, path)
+
+
+def _checkpoint(reference: str | Path, base: Path | None, where: str) -> tuple[Path, ModelSpec]:
+    path = find_checkpoint(reference, base)
+    if path is None:
+        load_model(reference, where, base)  # says what is wrong with a name that means nothing
+        raise SpecError(
+            f"{reference} names a model's shape; there are no weights to run",
+            where=where,
+            remedy="give the checkpoint's folder with --model DIR",
+        )
+    if not any(path.glob("*.safetensors")):
+        raise CheckpointError(
+            "there is no *.safetensors file in this folder",
+            where=str(path),
+            remedy="only safetensors are loaded; convert the checkpoint, or finish its download",
+        )
+    return path, load_model(path)
+
+
+def node_reference(path: Path) -> str:
+    """What the nodes are told: the same path, or the name of a model that comes with their own installation."""
+    from hexgen.deploy.ray_actor import BUNDLED_PREFIX
+
+    for name in BUNDLED_MODELS:
+        if find_checkpoint(name) == path:
+            return f"{BUNDLED_PREFIX}{name}"
+    return str(path)
+
+
+def deploy(
+    ready: Launchable, *, ray_address: str | None = None, on_progress: OnProgress | None = None
+) -> RayDeployment:
+    """Start ``ready`` on the Ray cluster at ``ray_address`` (or ``RAY_ADDRESS``), else on a local instance."""
+    from hexgen.deploy.ray_deployment import RayDeployment
+
+    return RayDeployment(
+        ready.plan,
+        ready.cluster,
+        ready.model,
+        node_reference(ready.model_path),
+        ray_address=ray_address,
+        on_progress=on_progress,
+    )
+
+
+@contextmanager
+def launch(
+    plan: Plan | str | Path | None = None,
+    model: str | Path | None = None,
+    *,
+    ray_address: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> Iterator[tuple[RayDeployment, Launchable]]:
+    """``prepare`` and ``deploy``; everything has ended when the block has."""
+    ready = prepare(plan, model, ray_address=ray_address)
+    with deploy(ready, ray_address=ray_address, on_progress=on_progress) as deployment:
+        yield deployment, ready
