@@ -19,7 +19,7 @@ import yaml
 
 from hexgen.errors import SpecError
 
-MAX_FILE_BYTES = 16 * 1024 * 1024
+MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_NODES = 2_000_000  # YAML nodes after aliases are expanded
 _T = TypeVar("_T")
 _D = TypeVar("_D")
@@ -45,8 +45,11 @@ class Place:
         return f"{self.file}: {self.path}" if self.path else self.file
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML's safe subset, without duplicate keys, and without 1.1's surprises (``no`` is a word, 1e9 a number)."""
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, without duplicate keys, and without 1.1's surprises (``no`` is a word, 1e9 a number).
+
+    Not the loader in C: that one overflows the stack, and ends the process, on deeply nested input.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
