@@ -108,6 +108,8 @@ class PaperRoute:
                 victims.append(client)
         for admission in step.admitted:
             assert admission.sequence not in self.head_running
+            queue = [c.order for n, c in self.clients.items() if n not in self.head_running]
+            assert self.clients[admission.sequence].order == min(queue), "somebody jumped the queue"
             self.head_running[admission.sequence] = self.clients[admission.sequence]
         self._check_victims(before, victims)
         self.preempted.extend(client.number for client in victims)
@@ -200,5 +202,6 @@ class PaperRoute:
         assert self.batcher.free_pages == self.batcher.total_pages
         assert not self.tables, "the stages were not told of everything that ended"
         self.batcher.check()
+        assert self.batcher._table.waiting_tokens == 0
         for client in self.done:
             assert (client.tokens, client.reason) == alone(client, self.limits.context)

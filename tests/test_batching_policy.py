@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from batching_route import PaperRoute
 from hexgen.batching.batcher import Batcher, BatchLimits
 from hexgen.batching.segments import SampledToken, SegmentKind, Step
 from hexgen.errors import EngineError, RequestError, SpecError
-from hexgen.request import SamplingParams, TokenLogprobs
+from hexgen.request import SamplingParams, TokenEvent, TokenLogprobs
 
 LIMITS = BatchLimits(pages=64, page_size=4, token_budget=16, max_sequences=8, max_context=64)
 LONG = SamplingParams(max_tokens=40)
@@ -250,6 +251,15 @@ def test_a_finished_prompt_is_found_again_but_for_its_last_token() -> None:
     assert (step.segments[0].start, len(step.segments[0].tokens)) == (8, 4)
 
 
+def test_generated_tokens_are_found_again_too() -> None:
+    batcher = Batcher(LIMITS)
+    batcher.add(0, prompt(6), SamplingParams(max_tokens=6))
+    while batcher.running or batcher.waiting:
+        finish(batcher, step_of(batcher), 33)
+    batcher.add(1, (*prompt(6), *[33] * 6), LONG)
+    assert len(step_of(batcher).admitted[0].pages) == 2
+
+
 def test_variants_do_not_share_prefixes() -> None:
     batcher = Batcher(replace(LIMITS, token_budget=64))
     batcher.add(0, prompt(16), LONG)
@@ -289,30 +299,60 @@ def test_the_youngest_gives_way_and_comes_back_first() -> None:
     assert sorted(first_of, key=lambda n: first_of[n]) == [0, 1, 2, 3]
 
 
-def test_a_preempted_sequence_takes_its_token_in_flight_before_it_returns() -> None:
+def results(step: Step, order: Sequence[int]) -> list[SampledToken]:
+    """The step's tokens in this order of sequences, which is the order in which they get ready again."""
+    return [SampledToken(n, 20 + n) for n in order if n in {s.sequence for s in step.sampled}]
+
+
+def test_the_oldest_moves_though_the_one_whose_turn_it_is_lacks_a_page() -> None:
     limits = BatchLimits(
-        pages=4, page_size=2, token_budget=8, max_sequences=2, max_context=8, depth=2, prefix_cache=False
+        pages=4, page_size=2, token_budget=2, max_sequences=2, max_context=8, depth=2, prefix_cache=False
     )
     batcher = Batcher(limits)
-    batcher.add(0, (1,), SamplingParams(max_tokens=7))
-    finish(batcher, step_of(batcher), 10)
-    batcher.add(1, (5,), SamplingParams(max_tokens=7, presence_penalty=0.5))
-    tokens = {1: [5]}
-    readmitted = None
-    while readmitted is None:
-        flying = []
-        while (step := batcher.next_step()) is not None:
-            flying.append(step)
-            for admission in step.admitted:
-                if admission.sequence == 1 and len(tokens[1]) > 1:
-                    readmitted = admission
-            assert not {s.sequence for s in step.segments} & set(step.released)
+    batcher.add(0, (1,), LONG)
+    batcher.add(1, (2,), LONG)
+    step = step_of(batcher)
+    batcher.complete(step.number, results(step, [1, 0]))
+    turns = []
+    for _ in range(3):  # micro-batches of one, the younger first; then both have filled two pages of four
+        flying = [step_of(batcher), step_of(batcher)]
         for step in flying:
-            for event in batcher.complete(step.number, [SampledToken(s.sequence, 20) for s in step.sampled]):
-                tokens.setdefault(event.request, []).append(event.token)
-    assert list(readmitted.history)[: len(tokens[1])] == tokens[1][: len(readmitted.history)]
-    assert readmitted.prompt_tokens == 1
-    assert batcher.stats().preemptions >= 1
+            turns.append(step.segments[0].sequence)
+            finish(batcher, step)
+    assert turns == [1, 0] * 3
+    assert batcher.free_pages == 0
+    step = step_of(batcher)
+    assert [s.sequence for s in step.segments] == [0]
+    assert step.released == (1,)
+
+
+def test_a_preempted_sequence_takes_its_token_in_flight_before_it_returns() -> None:
+    limits = BatchLimits(
+        pages=7, page_size=2, token_budget=8, max_sequences=3, max_context=14, depth=4, prefix_cache=False
+    )
+    batcher = Batcher(limits)
+    for number, length in enumerate((2, 3, 3)):
+        batcher.add(number, prompt(length, number), SamplingParams(max_tokens=9, presence_penalty=0.5))
+    step = step_of(batcher)
+    batcher.complete(step.number, results(step, [2, 1, 0]))
+    for step in [step_of(batcher) for _ in range(3)]:
+        finish(batcher, step, 30)
+    youngest = step_of(batcher)
+    assert [s.sequence for s in youngest.segments] == [2]
+    older = step_of(batcher)
+    assert ([s.sequence for s in older.segments], older.released) == ([1], (2,))
+    batcher.abort([0])  # room enough for 2, but its token is not back
+    assert batcher.free_pages == 4
+    while (step := batcher.next_step()) is not None:
+        assert not step.admitted
+    (event,) = batcher.complete(youngest.number, [SampledToken(2, 40)])
+    assert event == TokenEvent(2, 40, None, None)
+    step = step_of(batcher)
+    assert step.released == (0,)
+    assert [a.history for a in step.admitted] == [(*prompt(3, 2), 22, 30, 40)]
+    assert step.admitted[0].prompt_tokens == 3
+    assert step.segments[0].tokens == step.admitted[0].history
+    assert step.segments[0].sample
 
 
 def test_a_request_is_as_long_as_the_pool_at_most() -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from batching_route import VOCABULARY, PaperRoute
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -114,30 +114,57 @@ AnyTraffic.TestCase.settings = settings(
 TestAnyTraffic = AnyTraffic.TestCase
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_a_thousand_requests_a_third_aborted(depth: int) -> None:
-    """Memory for about five of up to sixteen sequences: long enough for rare orders of events to occur."""
-    chance = random.Random(depth)
-    route = PaperRoute(
-        BatchLimits(pages=40, page_size=4, token_budget=24, max_sequences=16, max_context=48, depth=depth)
-    )
+def traffic(route: PaperRoute, chance: random.Random, requests: int, longest: int) -> None:
+    """``requests`` arrivals, a third of them aborted some time later, with turns of the loop in between."""
     doomed: list[int] = []
-    for number in range(1000):
-        prompt = chance.choice(TEMPLATES)[: chance.randint(0, 30)] + tuple(
-            chance.choices(range(VOCABULARY), k=chance.randint(1, 10))
+    hurry = chance.choice([0.5, 2, 6])
+    room = route.limits.context - 1
+    for number in range(requests):
+        shared = chance.choice(TEMPLATES)[: chance.randint(0, longest)]
+        prompt = shared + tuple(chance.choices(range(VOCABULARY), k=chance.randint(1, 6)))
+        sampling = SamplingParams(
+            max_tokens=chance.randint(1, longest), presence_penalty=chance.choice([0.0, 0.5])
         )
-        route.add(number, prompt, SamplingParams(max_tokens=chance.randint(1, 24)), (3,))
-        if number % 3 == 0:
+        route.add(number, prompt[:room], sampling, chance.choice([(), (3,)]))
+        if chance.random() < 1 / 3:
             doomed.append(number)
-        for _ in range(chance.randint(0, 6)):
+        for _ in range(int(chance.random() * hurry)):
             if chance.random() < 0.5:
                 route.form()
             else:
                 route.complete()
-        if doomed and chance.random() < 0.34:
+        if doomed and chance.random() < 1 / 3:
             route.abort(doomed.pop(chance.randrange(len(doomed))))
     route.drain()
-    stats = route.batcher.stats()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_a_thousand_requests_a_third_aborted(depth: int) -> None:
+    """Pages for about five of up to sixteen sequences: long enough for rare orders of events to occur."""
+    route = PaperRoute(
+        BatchLimits(pages=40, page_size=4, token_budget=24, max_sequences=16, max_context=48, depth=depth)
+    )
+    traffic(route, random.Random(depth), 1000, 24)
     assert route.preempted
-    assert stats.cached_tokens > 0
+    assert route.batcher.stats().cached_tokens > 0
     assert len(route.done) >= 600
+
+
+@settings(deadline=None, max_examples=150)
+@given(seed=st.integers(0, 2**32))
+def test_crowds_in_narrow_places(seed: int) -> None:
+    """Few pages, small budgets, several steps under way: everybody is in somebody's way."""
+    chance = random.Random(seed)
+    page_size = chance.choice([1, 2, 4])
+    route = PaperRoute(
+        BatchLimits(
+            pages=chance.randint(4, 24),
+            page_size=page_size,
+            token_budget=chance.choice([1, 2, 3, 4, 6, 9, 40]),
+            max_sequences=chance.randint(2, 8),
+            max_context=chance.choice([10, 30]),
+            depth=chance.randint(1, 4),
+            prefix_cache=chance.random() < 0.5,
+        )
+    )
+    traffic(route, chance, 30, chance.choice([4, 12, 24]))

@@ -140,13 +140,13 @@ def _admit(
 def _pages_to_start(table: SequenceTable, state: SequenceState) -> list[int] | None:
     """Its cached pages, where the pool has room for all its known tokens beside the watermark; else None.
 
-    With nothing running it always has: the whole pool is available, and no sequence is longer than that.
+    With nothing running it always has: the whole pool is available, and no sequence is longer than that. Nobody
+    else is in the middle of a prompt: those come before admissions, and would have taken all the step's tokens.
     """
     pool = table.pool
     if not table.running:
         return table.cached_pages(state)
-    promised = sum(pool.pages_for(len(s.tokens)) - len(s.pages) for s in table.prefilling.values())
-    room = pool.available - promised - max(len(table.running), int(pool.pages * WATERMARK))
+    room = pool.available - max(len(table.running), int(pool.pages * WATERMARK))
     if room <= 0:
         return None
     cached = table.cached_pages(state)

@@ -6,6 +6,7 @@ from array import array
 from hashlib import blake2b
 
 from hexgen.batching.pages import PagePool
+from hexgen.errors import EngineError
 
 DIGEST_BYTES = 32  # a collision would hand one user another's context: not a place to save bytes
 
@@ -30,8 +31,10 @@ class PageDigests:
         while len(digests) <= page_index:
             start = len(digests) * self._page_size
             parent = digests[-1] if digests else blake2b(self._variant, digest_size=DIGEST_BYTES).digest()
-            content = self._tokens[start : start + self._page_size].tobytes()
-            digests.append(blake2b(parent + content, digest_size=DIGEST_BYTES).digest())
+            content = self._tokens[start : start + self._page_size]
+            if len(content) < self._page_size:
+                raise EngineError(f"page {len(digests)} of a sequence is not full and has no digest yet")
+            digests.append(blake2b(parent + content.tobytes(), digest_size=DIGEST_BYTES).digest())
         return digests[page_index]
 
 
