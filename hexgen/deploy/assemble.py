@@ -67,13 +67,21 @@ def assemble(
                 token_budget=plan.engine.token_budget,
                 max_sequences=plan.engine.max_sequences,
                 max_context=plan.engine.max_context or model.max_context,
-                prefix_cache=plan.engine.prefix_cache,
+                prefix_cache=plan.engine.prefix_cache and prefixes_are_equal(model),
                 store_host=store_host,
                 store_port=store_port,
                 listen_host=listen_host,
                 secret=secret,
             )
     return configs
+
+
+def prefixes_are_equal(model: ModelSpec) -> bool:
+    """Whether equal tokens at equal positions always give equal keys, so that prompts may share cached pages.
+
+    Not with dynamic NTK scaling: there the rotation depends on the length of the whole prompt.
+    """
+    return model.rope.kind != "dynamic"
 
 
 def _role(stage: str, number: int, route: Route, pages: int) -> RouteRole | None:
