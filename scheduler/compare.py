@@ -113,7 +113,7 @@ def _equal_layers(task: Task, width: int | None) -> Iterator[tuple[RouteSolver, 
 
 
 def _symmetric(task: Task) -> Iterator[tuple[RouteSolver, list[Solution]]]:
-    """Every pipeline the same: one width that divides the heads, stages of equal layers, whole devices left out."""
+    """Every pipeline the same: one width that divides the heads, equal layers, what does not divide left out."""
     solver = _solver(task)
     model = task.model
     for width in range(1, model.heads + 1):

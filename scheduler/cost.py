@@ -1,7 +1,7 @@
 """What a step costs: one model, called by search, evaluation, explanation and (later) simulation.
 
 A stage is a `GroupShape`; `CostModel.profile` turns it into a `StageProfile` that knows two things: seconds of a
-step (roofline of each rank, collectives, software), and bytes (through `hexgen.memory`, the engine's own arithmetic).
+step (roofline of each rank, collectives, software), and bytes (by `hexgen.memory`, the engine's own arithmetic).
 The time of a stage is linear in its layers, `fixed_s + layers * layer_s`, which the search uses.
 """
 
@@ -22,7 +22,7 @@ from hexgen.memory import (
 from hexgen.model import DTYPE_BYTES, DType, ModelSpec
 from hexgen.plan import EngineOptions
 from hexgen.scheduler.figures import figures_of, flops_of
-from hexgen.scheduler.traffic import StepLoad
+from hexgen.scheduler.traffic import Mix, StepLoad
 from hexgen.split import RankSlice, split_stage
 
 _CANDIDATE_BYTES = 256 * 8  # per row of logits, what ranks exchange to sample: top candidates, not the vocabulary
@@ -43,7 +43,7 @@ class GroupShape:
 
 @dataclass(frozen=True, slots=True)
 class EdgeCost:
-    """A message from one stage to the next: ``delay_s + tokens * token_s``, of which the link is busy the latter."""
+    """A message from one stage to the next: ``delay_s + tokens * token_s``; the link is busy for the latter."""
 
     delay_s: float
     token_s: float
@@ -61,6 +61,23 @@ class _RankWork:
     mlp_weights_s: float
     head_gemm_s_row: float
     head_weights_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MixTimes:
+    """A stage's seconds of a mean step and of a mixed one: ``fixed[end_index(...)] + layers * layer``."""
+
+    layer_s: float
+    mixed_layer_s: float
+    fixed_s: tuple[float, float, float, float]
+    mixed_fixed_s: tuple[float, float, float, float]
+
+
+_ENDS = ((False, False), (False, True), (True, False), (True, True))
+
+
+def end_index(embeds: bool, samples: bool) -> int:
+    return 2 * embeds + samples
 
 
 class CostModel:
@@ -97,7 +114,7 @@ class StageProfile:
     """Seconds and bytes of one group shape. Immutable but for its caches."""
 
     __slots__ = (
-        "_bytes", "_dtype", "_engine", "_model", "_step_cache", "_work", "figures", "id", "shape", "slices",
+        "_bytes", "_dtype", "_engine", "_model", "_most", "_times", "_work", "figures", "id", "shape", "slices",
     )  # fmt: skip
 
     def __init__(
@@ -111,18 +128,13 @@ class StageProfile:
         ranks = sorted(set(zip(shape.devices, self.slices, strict=True)), key=repr)
         self._work = tuple(_rank_work(model, dtype, device, part) for device, part in ranks)
         self._bytes = _distinct_bytes(model, dtype, engine, shape.devices, self.slices)
-        self._step_cache: dict[StepLoad, float] = {}
+        self._times: dict[Mix, MixTimes] = {}
+        self._most: dict[tuple[int, bool, bool], int] = {}
 
     # ---- time ------------------------------------------------------------------------------------------------
 
     def layer_s(self, load: StepLoad) -> float:
         """Seconds of one layer: its slowest rank, before each of its two all-reduces."""
-        found = self._step_cache.get(load)
-        if found is None:
-            found = self._step_cache[load] = self._layer_s(load)
-        return found
-
-    def _layer_s(self, load: StepLoad) -> float:
         attention = mlp = 0.0
         for work in self._work:
             gemm = max(load.tokens * work.attn_gemm_s_token, work.attn_weights_s)
@@ -152,6 +164,21 @@ class StageProfile:
     def step_s(self, layers: int, load: StepLoad, embeds: bool, samples: bool) -> float:
         return self.fixed_s(load, embeds, samples) + layers * self.layer_s(load)
 
+    def times(self, mix: Mix) -> MixTimes:
+        """The stage under a route's steady mix of steps; remembered."""
+        found = self._times.get(mix)
+        if found is None:
+            mixed = [self.fixed_s(mix.mixed, embeds, samples) for embeds, samples in _ENDS]
+            plain = [self.fixed_s(mix.plain, embeds, samples) for embeds, samples in _ENDS]
+            mean = [p + mix.mixed_share * (m - p) for p, m in zip(plain, mixed, strict=True)]
+            found = self._times[mix] = MixTimes(
+                mix.mean_s(self.layer_s),
+                self.layer_s(mix.mixed),
+                (mean[0], mean[1], mean[2], mean[3]),
+                (mixed[0], mixed[1], mixed[2], mixed[3]),
+            )
+        return found
+
     def all_reduce_s(self, tokens: float) -> float:
         """The faster of ring (2(w-1) steps, 2(w-1)/w of the bytes: Patarasuk & Yuan 2009, section 3) and tree."""
         width = self.shape.width
@@ -174,7 +201,14 @@ class StageProfile:
         return max(0, tokens // page * page)
 
     def max_layers(self, kv_tokens: int, embeds: bool, samples: bool) -> int:
-        """The most layers that fit with room for ``kv_tokens`` tokens each."""
+        """The most layers that fit with room for ``kv_tokens`` tokens each; remembered."""
+        key = (kv_tokens, embeds, samples)
+        found = self._most.get(key)
+        if found is None:
+            found = self._most[key] = self._max_layers(kv_tokens, embeds, samples)
+        return found
+
+    def _max_layers(self, kv_tokens: int, embeds: bool, samples: bool) -> int:
         return min(
             max(0, (rank.room(0, embeds, samples) - kv_tokens * rank.kv_token(0)) // rank.layer_bytes(kv_tokens))
             for rank in self._bytes

@@ -1,4 +1,4 @@
-"""What a plan will do: one evaluator for the planner's own plans, for baselines, and for plans that people write."""
+"""What a plan will do: one evaluator for the planner's own plans, for baselines, for plans that people write."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _route_state(
 
 
 def _sustained(plan: Plan, states: Sequence[RouteState]) -> list[float]:
-    """Requests/s of each route when the plan serves all it can: routes get requests in proportion to their weights.
+    """Requests/s of each route when the plan serves all it can, shared out in proportion to the routes' weights.
 
     A stage that several routes share gives each of them its time.
     """

@@ -18,7 +18,7 @@ _ROUND_MOVES = 400
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Pipelines, and the groups that none of them uses. ``value``: larger is better, comparable within one goal."""
+    """Pipelines, and the groups that none of them uses. ``value``: larger is better, within one goal."""
 
     routes: tuple[Solution, ...]
     spare: tuple[Group, ...]

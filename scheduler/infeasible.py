@@ -27,8 +27,8 @@ def infeasible(cluster: Cluster, model: ModelSpec, options: EngineOptions, traff
     held = sum(_layers_alone(cost, device, traffic) for device in devices)
     text = (
         f"{model.name} does not fit: weights {format_bytes(weights)} in {dtype} and KV for one request of "
-        f"{traffic.peak_tokens} tokens {format_bytes(kv)}, and {len(devices)} devices offer {format_bytes(usable)} "
-        "usable"
+        f"{traffic.peak_tokens} tokens {format_bytes(kv)}, and {len(devices)} devices offer "
+        f"{format_bytes(usable)} usable"
     )
     if weights + kv > usable:
         text += f": {format_bytes(weights + kv - usable)} are missing"

@@ -13,15 +13,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hexgen.scheduler.cost import EdgeCost, StageProfile
+from hexgen.scheduler.cost import EdgeCost, StageProfile, end_index
 from hexgen.scheduler.figures import KV_FILL
-from hexgen.scheduler.pipeline import Alone, Part, Steady, alone, concurrency_for, mix_of, steady
-from hexgen.scheduler.traffic import Traffic
+from hexgen.scheduler.pipeline import Alone, Part, Steady, alone, concurrency_for, steady
+from hexgen.scheduler.traffic import Traffic, mix_of
 
-_COARSE_POINTS = 10
-_COARSE_RATIO = 0.85
-_EXHAUSTIVE_POINTS = 64
-_COARSE_THRESHOLDS = 24
+# How many concurrencies (or thresholds) are tried where memory binds: to rank orders, to decide, to be exact.
+QUICK, NORMAL, EXHAUSTIVE = 1, 10, 64
+_RATIO = 0.85  # between concurrencies, where not all are tried
+_TO_ONE = 24  # from this many on, they reach down to one sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,10 @@ def measure(chain: Chain, layers: Sequence[int], traffic: Traffic) -> Division |
     return Division(tuple(layers), kv_tokens, full, alone(parts, chain.edges, chain.back, traffic))
 
 
-def divide_for_throughput(
-    chain: Chain, layers: int, traffic: Traffic, *, exhaustive: bool = False
-) -> Division | None:
+def divide_for_throughput(chain: Chain, layers: int, traffic: Traffic, effort: int = NORMAL) -> Division | None:
     """The division that serves most tokens a second; ``traffic.slo`` is not looked at."""
     best: Division | None = None
-    for concurrency in _concurrencies(chain, layers, traffic, exhaustive):
+    for concurrency in _concurrencies(chain, layers, traffic, effort):
         caps = _caps(chain, traffic, concurrency)
         division = _shortest_cycle(chain, layers, traffic, concurrency, caps)
         found = measure(chain, division, traffic)
@@ -77,12 +75,10 @@ def divide_for_throughput(
     return best
 
 
-def divide_within_limits(
-    chain: Chain, layers: int, traffic: Traffic, *, exhaustive: bool = False
-) -> Division | None:
+def divide_within_limits(chain: Chain, layers: int, traffic: Traffic, effort: int = NORMAL) -> Division | None:
     """As for throughput, at the largest concurrency whose mean TTFT, TPOT and latency are within the limits."""
     best: Division | None = None
-    for concurrency in _concurrencies(chain, layers, traffic, exhaustive, down_to_one=True):
+    for concurrency in _concurrencies(chain, layers, traffic, max(effort, _TO_ONE)):
         division = _shortest_cycle(chain, layers, traffic, concurrency, _caps(chain, traffic, concurrency))
         found = within_limits(chain, division, traffic)
         if found is not None and (best is None or _better(found, best)):
@@ -91,7 +87,7 @@ def divide_within_limits(
 
 
 def within_limits(chain: Chain, layers: Sequence[int], traffic: Traffic) -> Division | None:
-    """The route with these layers at the largest concurrency that keeps ``traffic.slo``; None where one is late."""
+    """The route with these layers at the largest concurrency that keeps ``traffic.slo``; None where none does."""
     full = measure(chain, layers, traffic)
     if full is None or keeps_limits(full.steady, traffic):
         return full
@@ -119,9 +115,7 @@ def keeps_limits(state: Steady, traffic: Traffic) -> bool:
     )
 
 
-def divide_for_latency(
-    chain: Chain, layers: int, traffic: Traffic, *, exhaustive: bool = False
-) -> Division | None:
+def divide_for_latency(chain: Chain, layers: int, traffic: Traffic, effort: int = NORMAL) -> Division | None:
     """The division that answers one request soonest."""
     caps = _caps(chain, traffic, 1)
     if not _fits(caps, layers):
@@ -134,10 +128,9 @@ def divide_for_latency(
     division = _cheapest(layers, caps, costs)
     best = measure(chain, division, traffic)
     if traffic.prompt > chunk:  # several chunks: the longest stage spaces them
-        thresholds = _thresholds(
-            fixed, slopes, caps, _longest(fixed, slopes, _shortest_max(layers, caps, fixed, slopes))
-        )
-        step = 1 if exhaustive else max(1, len(thresholds) // _COARSE_THRESHOLDS)
+        floor = _longest(fixed, slopes, _shortest_max(layers, caps, fixed, slopes))
+        thresholds = _thresholds(fixed, slopes, caps, floor, math.inf)
+        step = 1 if effort >= EXHAUSTIVE else max(1, len(thresholds) // effort)
         for threshold in thresholds[::step]:
             division = _cheapest(layers, _capped(caps, fixed, slopes, threshold), costs)
             found = measure(chain, division, traffic)
@@ -146,7 +139,7 @@ def divide_for_latency(
     return best
 
 
-# ---- what fits ----------------------------------------------------------------------------------------------------
+# ---- what fits --------------------------------------------------------------------------------------------------
 
 
 def _tokens_for(concurrency: int, traffic: Traffic) -> int:
@@ -166,9 +159,7 @@ def _fits(caps: Sequence[int], layers: int) -> bool:
     return len(caps) <= layers <= sum(caps) and min(caps) >= 1
 
 
-def _concurrencies(
-    chain: Chain, layers: int, traffic: Traffic, exhaustive: bool, down_to_one: bool = False
-) -> list[int]:
+def _concurrencies(chain: Chain, layers: int, traffic: Traffic, effort: int) -> list[int]:
     """From the most sequences that could ever fit, downwards."""
     low, high = 0, traffic.max_sequences + 1  # low fits (or is none), high does not
     while high - low > 1:
@@ -179,11 +170,10 @@ def _concurrencies(
             high = middle
     if low == 0:
         return []
-    if exhaustive and low <= _EXHAUSTIVE_POINTS:
+    if low <= effort and effort >= EXHAUSTIVE:
         return list(range(low, 0, -1))
-    ratio = (1 / low) ** (1 / _EXHAUSTIVE_POINTS) if exhaustive else _COARSE_RATIO
-    points = _EXHAUSTIVE_POINTS if exhaustive or down_to_one else _COARSE_POINTS
-    return list(dict.fromkeys(max(1, round(low * ratio**i)) for i in range(points)))
+    ratio = min(_RATIO, (1 / low) ** (1 / effort)) if effort >= _TO_ONE else _RATIO
+    return list(dict.fromkeys(max(1, round(low * ratio**i)) for i in range(effort + (effort >= _TO_ONE))))
 
 
 # ---- linear division ------------------------------------------------------------------------------------------
@@ -193,10 +183,10 @@ def _shortest_cycle(
     chain: Chain, layers: int, traffic: Traffic, concurrency: int, caps: Sequence[int]
 ) -> tuple[int, ...]:
     mix = mix_of(traffic, float(concurrency), len(chain.profiles))
-    slopes = [mix.mean_s(profile.layer_s) for profile in chain.profiles]
-    fixed = _fixed(
-        chain, lambda profile, embeds, samples: mix.mean_s(lambda load: profile.fixed_s(load, embeds, samples))
-    )
+    times = [profile.times(mix) for profile in chain.profiles]
+    slopes = [time.layer_s for time in times]
+    last = len(times) - 1
+    fixed = [time.fixed_s[end_index(i == 0, i == last)] for i, time in enumerate(times)]
     division = _shortest_max(layers, caps, fixed, slopes)
     tokens = mix.mean_tokens
     link = max((tokens * edge.token_s for edge in chain.edges), default=0.0)
@@ -208,10 +198,11 @@ def _shortest_cycle(
         return (busy + travel) / mix.steps_in_flight
 
     floor = _longest(fixed, slopes, division)
-    if round_trip(division) <= max(floor, link) * (1 + 1e-12):
+    ceiling = round_trip(division)
+    if ceiling <= max(floor, link) * (1 + 1e-12):
         return division
     # Longest stage up, round trip down: the best is where they cross.
-    thresholds = _thresholds(fixed, slopes, caps, floor)
+    thresholds = _thresholds(fixed, slopes, caps, floor, ceiling)
     low, high = 0, len(thresholds) - 1
     while low < high:
         middle = (low + high) // 2
@@ -272,15 +263,16 @@ def _capped(caps: Sequence[int], fixed: Sequence[float], slopes: Sequence[float]
     ]
 
 
-def _thresholds(fixed: Sequence[float], slopes: Sequence[float], caps: Sequence[int], floor: float) -> list[float]:
-    """Every time that the longest stage could take, from ``floor`` up."""
-    values = {
-        f + s * n
-        for f, s, cap in zip(fixed, slopes, caps, strict=True)
-        for n in range(1, cap + 1)
-        if f + s * n > floor
-    }
-    return [floor, *sorted(values)]
+def _thresholds(
+    fixed: Sequence[float], slopes: Sequence[float], caps: Sequence[int], floor: float, ceiling: float
+) -> list[float]:
+    """Every time that the longest stage could take, from ``floor`` to ``ceiling``."""
+    values = {floor}
+    for f, s, cap in zip(fixed, slopes, caps, strict=True):
+        first = max(1, math.floor((floor - f) / s))
+        last = min(cap, math.ceil((ceiling - f) / s)) if math.isfinite(ceiling) else cap
+        values.update(f + s * n for n in range(first, last + 1) if f + s * n > floor)
+    return sorted(values)
 
 
 def _better(found: Division, best: Division) -> bool:

@@ -10,12 +10,11 @@ because a sequence can only decode once its token has come back. Everything else
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from hexgen.scheduler.cost import EdgeCost, StageProfile
+from hexgen.scheduler.cost import EdgeCost, StageProfile, end_index
 from hexgen.scheduler.figures import KV_FILL
-from hexgen.scheduler.traffic import StepLoad, Traffic
+from hexgen.scheduler.traffic import Mix, StepLoad, Traffic, mix_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +28,8 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
-    """The steps of a route in steady state: plain ones, and a share of them that also carries prompt tokens."""
-
-    plain: StepLoad
-    mixed: StepLoad
-    mixed_share: float
-    steps_in_flight: float
-    cycles: float  # that one request stays: chunks of its prompt, then its decodes
-    running: float  # sequences that move; more than the token budget feeds only wait
-
-    @property
-    def mean_tokens(self) -> float:
-        return self.plain.tokens + self.mixed_share * (self.mixed.tokens - self.plain.tokens)
-
-    def mean_s(self, seconds: Callable[[StepLoad], float]) -> float:
-        plain = seconds(self.plain)
-        return plain + self.mixed_share * (seconds(self.mixed) - plain)
-
-
-@dataclass(frozen=True, slots=True)
 class Steady:
-    """A route under load. ``limit`` names what bounds it: ``stage``, ``link`` (with ``index``) or ``round trip``."""
+    """A route under load. ``limit``: ``stage``, ``link`` (with ``index``) or ``round trip``."""
 
     concurrency: float
     requests_s: float
@@ -76,22 +55,6 @@ class Alone:
     tokens_s: float
 
 
-def mix_of(traffic: Traffic, concurrency: float, depth: int) -> Mix:
-    """How ``concurrency`` sequences fill the steps of a route of ``depth`` stages."""
-    in_flight = max(1.0, min(float(depth), concurrency))
-    # Chunks of one prompt follow each other in successive steps, not after a round trip.
-    cycles = 1 + (traffic.chunks - 1) / in_flight + traffic.decodes
-    # No step exceeds the token budget: beyond that, sequences wait for their prefill.
-    tokens_a_sequence = (traffic.decodes + traffic.prompt) / cycles
-    running = min(concurrency, traffic.token_budget * in_flight / tokens_a_sequence)
-    decoding = running / in_flight * traffic.decodes / cycles
-    prompt_tokens = running / in_flight * traffic.prompt / cycles
-    chunk = min(float(traffic.token_budget), max(traffic.prompt, prompt_tokens))
-    plain = traffic.decode_load(decoding)
-    mixed = plain.plus(traffic.prefill_load(chunk))
-    return Mix(plain, mixed, min(1.0, prompt_tokens / chunk), in_flight, cycles, running)
-
-
 def concurrency_for(kv_tokens: int, traffic: Traffic) -> int:
     """Sequences that fit in a route's KV room at once, on average over their lives; 0 where not even one does."""
     if kv_tokens < traffic.peak_tokens:
@@ -106,11 +69,13 @@ def steady(
     traffic: Traffic,
     concurrency: float,
 ) -> Steady:
-    """The route with ``concurrency`` sequences on it. ``back``: the tokens' way home; None where one stage is all."""
+    """The route with ``concurrency`` sequences on it. ``back``: the tokens' way home, None for one stage."""
     mix = mix_of(traffic, concurrency, len(parts))
-    plain = [_step_s(part, mix.plain) for part in parts]
-    full = [_step_s(part, mix.mixed) for part in parts]
-    busy = tuple(p + mix.mixed_share * (f - p) for p, f in zip(plain, full, strict=True))
+    times = [part.profile.times(mix) for part in parts]
+    ends = [end_index(part.embeds, part.samples) for part in parts]
+    busy = tuple(
+        time.fixed_s[end] + part.layers * time.layer_s for part, time, end in zip(parts, times, ends, strict=True)
+    )
     tokens = mix.mean_tokens
     link_busy = tuple(tokens * edge.token_s for edge in edges)
     travel = sum(edge.delay_s for edge in edges) + sum(link_busy) + (back.delay_s if back else 0.0)
@@ -118,13 +83,17 @@ def steady(
     cycle, limit, index = max(busy), "stage", busy.index(max(busy))
     if link_busy and max(link_busy) > cycle:
         cycle, limit, index = max(link_busy), "link", link_busy.index(max(link_busy))
-    # Alone on the route, a sequence always waits for its own round trip: that is the stages' doing, not the links'.
+    # A lone sequence always waits for its own round trip: that may be the stages' doing, not the links'.
     if round_trip > cycle * (1 + 1e-9):
         cycle = round_trip
         if sum(busy) < travel:
             limit, index = "round trip", 0
     tpot = mix.steps_in_flight * cycle
     requests = mix.running / (mix.cycles * tpot)
+    full = [
+        time.mixed_fixed_s[end] + part.layers * time.mixed_layer_s
+        for part, time, end in zip(parts, times, ends, strict=True)
+    ]
     ttft = sum(full) + travel + (traffic.chunks - 1) * max(full) + cycle / 2
     return Steady(
         concurrency=concurrency,

@@ -21,7 +21,7 @@ from hexgen.scheduler.improve import Partition
 from hexgen.scheduler.infeasible import infeasible
 from hexgen.scheduler.search import search
 from hexgen.scheduler.solver import Goal, RouteSolver, Solution
-from hexgen.scheduler.traffic import Traffic, traffic_of
+from hexgen.scheduler.traffic import traffic_of
 from hexgen.validate import check_plan
 from hexgen.workload import Lengths, Workload
 
@@ -43,6 +43,7 @@ class Task:
     seed: int
     deadline: float | None  # of time.monotonic()
     time_limited: bool
+    quick: bool = False  # regular partitions only, for planners that compare many sets of nodes
 
 
 def plan(
@@ -59,8 +60,8 @@ def plan(
     """The best plan found for serving ``model`` on ``cluster``, with its prediction and the cluster inline.
 
     ``workload``: given, else the cluster's own, else the built-in chat default. ``options``: how the engine will
-    run it; without, chosen for the cluster. The same input and seed give the same plan unless ``time_limit_s`` cuts
-    the search short. Raises ``SpecError`` for impossible requests, ``InfeasibleError`` where nothing fits.
+    run it; without, chosen for the cluster. The same input and seed give the same plan unless ``time_limit_s``
+    cuts the search short. Raises ``SpecError`` for impossible requests, ``InfeasibleError`` where nothing fits.
     """
     task = make_task(cluster, model, workload, objective, time_limit_s, seed, engine, options)
     if objective == "maxflow":
@@ -73,7 +74,7 @@ def plan(
         from hexgen.scheduler.subsets import plan_within_price
 
         return plan_within_price(task, objective)
-    found = best_on_nodes(task, cluster.nodes, _goal(objective))
+    found = best_on_nodes(task, cluster.nodes, goal_of(objective))
     if found is None:
         raise infeasible(task.cluster, task.model, task.options, traffic_of(model, task.workload, task.options))
     return found.emit(task, objective)
@@ -84,7 +85,6 @@ class Found:
     """A partition and what it was found with."""
 
     partition: Partition
-    traffic: Traffic
 
     def emit(self, task: Task, objective: str) -> Plan:
         """The partition as a checked plan with its prediction."""
@@ -97,24 +97,19 @@ def best_on_nodes(task: Task, nodes: Sequence[Node], goal: Goal) -> Found | None
     A CPU worker on a route makes the whole plan compute in float32, so GPUs are also tried without the CPUs.
     """
     found: Found | None = None
-    for subset in _computing_alike(nodes, task.options):
-        traffic = traffic_of(task.model, task.workload, task.options)
-        cost = CostModel(
-            task.model, plan_dtype(task.options, task.model, [n.device for n in subset]), task.options
-        )
-        topology = Topology(task.cluster, subset)
-        partition = _search(task, topology, cost, traffic, goal)
+    for subset in computing_alike(nodes, task.options):
+        partition = _search(task, solver_for(task, subset, goal))
         if partition is not None and (found is None or partition.value > found.partition.value):
-            found = Found(partition, traffic)
+            found = Found(partition)
     return found
 
 
-def _search(task: Task, topology: Topology, cost: CostModel, traffic: Traffic, goal: Goal) -> Partition | None:
-    devices = sum(node.count for node in topology.nodes)
+def _search(task: Task, solver: RouteSolver) -> Partition | None:
+    devices = sum(node.count for node in solver.topology.nodes)
     if task.engine == "exact":
-        return exact(RouteSolver(topology, cost, traffic, goal, exhaustive=True))
-    solver = RouteSolver(topology, cost, traffic, goal)
-    partition = search(solver, task.seed, task.deadline, _routes_to_solve(devices, task.time_limited))
+        return exact(solver)
+    routes = 0 if task.quick else routes_to_solve(devices, task.time_limited)
+    partition = search(solver, task.seed, task.deadline, routes)
     if task.engine == "auto" and devices <= _AUTO_EXACT_DEVICES:
         complete = exact(solver)  # everything that the search has solved is remembered
         if complete is not None and (partition is None or complete.value > partition.value):
@@ -122,13 +117,20 @@ def _search(task: Task, topology: Topology, cost: CostModel, traffic: Traffic, g
     return partition
 
 
-def _routes_to_solve(devices: int, time_limited: bool) -> int:
+def routes_to_solve(devices: int, time_limited: bool) -> int:
     """The search's budget. One route takes milliseconds, and longer the more stages it has."""
     routes = 600 if devices <= 64 else max(100, 40_000 // devices)
     return routes * 50 if time_limited else routes
 
 
-def _computing_alike(nodes: Sequence[Node], options: EngineOptions) -> list[tuple[Node, ...]]:
+def solver_for(task: Task, nodes: Sequence[Node], goal: Goal) -> RouteSolver:
+    """The solver of routes over these nodes, in the dtype that using all of them means."""
+    cost = CostModel(task.model, plan_dtype(task.options, task.model, [n.device for n in nodes]), task.options)
+    traffic = traffic_of(task.model, task.workload, task.options)
+    return RouteSolver(Topology(task.cluster, nodes), cost, traffic, goal, exhaustive=task.engine == "exact")
+
+
+def computing_alike(nodes: Sequence[Node], options: EngineOptions) -> list[tuple[Node, ...]]:
     gpus = tuple(node for node in nodes if node.device.kind != "cpu")
     if options.dtype is not None or not gpus or len(gpus) == len(nodes):
         return [tuple(nodes)]
@@ -231,7 +233,7 @@ def total_price(nodes: Sequence[Node]) -> float:
     return sum(node.price_usd_h or 0.0 for node in nodes)
 
 
-def _goal(objective: Objective) -> Goal:
+def goal_of(objective: Objective) -> Goal:
     return objective if objective in ("latency", "slo") else "throughput"
 
 

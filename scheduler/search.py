@@ -1,13 +1,14 @@
 """Which devices form which stages, and which stages form which pipelines: a fast search over partitions.
 
-Starts are built in a few regular ways (one width for all nodes; pipelines within regions or across; groups dealt so
-that pipelines resemble each other, or so that each is of one kind), then the best are improved by moving, swapping,
-splitting and merging groups until nothing helps or the budget is spent. The budget counts routes solved, not seconds,
-so the same input and seed give the same plan; a time limit only ever cuts it short.
+Starts are built in a few regular ways (one width for all nodes; pipelines within regions or across; groups dealt
+so that pipelines resemble each other, or so that each is of one kind), then the best are improved by moving,
+swapping, splitting and merging groups until nothing helps or the budget is spent. The budget counts routes solved,
+not seconds, so the same input and seed give the same plan; a time limit only ever cuts it short.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -17,30 +18,36 @@ from hexgen.scheduler.improve import Budget, Partition, improve, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
 
 _ALL_COUNTS = 8  # pipelines: every number up to this is tried, then every half as many again
+_DRY_COUNTS = 3  # numbers of pipelines in a row that bring nothing, before larger ones are left out
 _IMPROVED_STARTS = 3
+_KEPT_OF_ONE = 3
+_SAME = 1e-9  # relative: partitions this near in value are taken for the same
 _WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 
 
 def search(solver: RouteSolver, seed: int, deadline: float | None, routes: int) -> Partition | None:
-    """The best partition found; None where no start fits."""
-    starts = sorted(
-        (p for p in _starts(solver, deadline) if p.routes), key=lambda p: -p.value
-    )  # stable: ties keep the order in which they were built
-    if not starts:
-        return None
-    best = starts[0]
+    """The best partition found; None where no start fits. ``routes``: how many may be worked out to improve it."""
+    found = candidates(solver, seed, deadline, routes)
+    return found[0] if found else None
+
+
+def candidates(solver: RouteSolver, seed: int, deadline: float | None, routes: int) -> list[Partition]:
+    """Distinct partitions, best first: regular starts, the most promising of them improved."""
+    # Stable: ties keep the order in which they were built.
+    starts = sorted((p for p in _starts(solver, deadline) if p.routes), key=lambda p: -p.value)
     distinct: list[Partition] = []
     for start in starts:
-        if all(abs(start.value - other.value) > 1e-9 * abs(other.value) for other in distinct):
+        if all(abs(start.value - other.value) > _SAME * abs(other.value) for other in distinct):
             distinct.append(start)
     chosen = distinct[:_IMPROVED_STARTS]
     spent = solver.solved
-    for i, start in enumerate(chosen):
-        share = spent + routes * (i + 1) // len(chosen)
-        improved = improve(solver, start, random.Random(seed), Budget(solver, share, deadline))
-        if improved.value > best.value:
-            best = improved
-    return best
+    improved = [
+        improve(
+            solver, start, random.Random(seed), Budget(solver, spent + routes * (i + 1) // len(chosen), deadline)
+        )
+        for i, start in enumerate(chosen)
+    ]
+    return sorted([*improved, *distinct[_IMPROVED_STARTS:]], key=lambda p: -p.value)
 
 
 # ---- starts ---------------------------------------------------------------------------------------------------
@@ -53,8 +60,7 @@ def _starts(solver: RouteSolver, deadline: float | None) -> Iterator[Partition]:
         for domains in _domains(topology, groups):
             if found and deadline is not None and time.monotonic() >= deadline:
                 return
-            start = _build(solver, domains)
-            if start is not None:
+            for start in _build(solver, domains):
                 found = True
                 yield start
 
@@ -70,8 +76,7 @@ def _groupings(topology: Topology, heads: int) -> Iterator[list[Group]]:
                 for place, count in enumerate(counts)
                 for group in node_groups(topology, place, even_widths(count, min(width, count)))
             ]
-    for island_groups in _island_groupings(topology, heads):
-        yield island_groups
+    yield from _island_groupings(topology, heads)
 
 
 def _island_groupings(topology: Topology, heads: int) -> Iterator[list[Group]]:
@@ -106,40 +111,52 @@ def _domains(topology: Topology, groups: Sequence[Group]) -> Iterator[list[list[
     by_node: dict[int, list[Group]] = {}
     for group in groups:
         by_node.setdefault(group.place, []).append(group)
-    if 1 < len(by_node):
+    if len(by_node) > 1:
         yield list(by_node.values())
 
 
-def _build(solver: RouteSolver, domains: Sequence[Sequence[Group]]) -> Partition | None:
-    """The best regular partition of each domain; what a domain cannot use alone is spare."""
+def _build(solver: RouteSolver, domains: Sequence[Sequence[Group]]) -> list[Partition]:
+    """Regular partitions: the best few of one domain; of several, the best of each together."""
+    if len(domains) == 1:
+        return _dealt_partitions(solver, domains[0])[:_KEPT_OF_ONE]
     routes: list[Solution] = []
     spare: list[Group] = []
     for domain in domains:
-        best = _best_dealt(solver, domain)
-        if best is None:
-            spare.extend(domain)
+        best = _dealt_partitions(solver, domain)
+        if best:
+            routes.extend(best[0].routes)
+            spare.extend(best[0].spare)
         else:
-            routes.extend(best.routes)
-            spare.extend(best.spare)
-    leftover = _best_dealt(solver, spare) if spare and len(domains) > 1 else None
-    if leftover is not None and solver.goal != "latency":
-        routes.extend(leftover.routes)
-        spare = list(leftover.spare)
-    return make_partition(solver, routes, spare) if routes else None
+            spare.extend(domain)
+    leftover = _dealt_partitions(solver, spare) if spare and solver.goal != "latency" else []
+    if leftover:
+        routes.extend(leftover[0].routes)
+        spare = list(leftover[0].spare)
+    return [make_partition(solver, routes, spare)] if routes else []
 
 
-def _best_dealt(solver: RouteSolver, groups: Sequence[Group]) -> Partition | None:
-    best: Partition | None = None
+def _dealt_partitions(solver: RouteSolver, groups: Sequence[Group]) -> list[Partition]:
+    """The best partition for each number of pipelines, best first; the numbers end where they stop paying."""
+    found: list[Partition] = []
+    top, dry = -math.inf, 0
     for count in _counts(solver, groups):
-        for dealt in (_dealt_alike(solver, groups, count), _dealt_by_kind(solver, groups, count)):
-            for used in dealt:
-                solutions = [solver.best(members) for members in used]
-                routes = [solution for solution in solutions if solution is not None]
-                chosen = {group for solution in routes for group in solution.groups}
-                found = make_partition(solver, routes, [group for group in groups if group not in chosen])
-                if routes and (best is None or found.value > best.value):
-                    best = found
-    return best
+        best: Partition | None = None
+        for used in (*_dealt_alike(solver, groups, count), *_dealt_by_kind(solver, groups, count)):
+            solutions = [solver.best(members) for members in used]
+            routes = [solution for solution in solutions if solution is not None]
+            if not routes:
+                continue
+            chosen = {group for solution in routes for group in solution.groups}
+            trial = make_partition(solver, routes, [group for group in groups if group not in chosen])
+            if best is None or trial.value > best.value:
+                best = trial
+        if best is not None:
+            found.append(best)
+        dry = 0 if best is not None and best.value > top else dry + 1
+        top = max(top, best.value) if best is not None else top
+        if dry > _DRY_COUNTS and found:
+            break
+    return sorted(found, key=lambda p: -p.value)
 
 
 def _counts(solver: RouteSolver, groups: Sequence[Group]) -> list[int]:

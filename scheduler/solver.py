@@ -1,6 +1,6 @@
-"""The best route through a given set of groups: their order, and the layers of each. Everything is remembered.
+"""The best route through a given set of groups: their order, and the layers of each. All is remembered.
 
-Two sets of groups that differ only in which of several equal nodes they use are the same problem, and are solved once.
+Two sets of groups that differ only in which of several equal nodes they use are the same problem, solved once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from hexgen.cluster import Link
 from hexgen.scheduler.cost import CostModel, EdgeCost, StageProfile
 from hexgen.scheduler.groups import Group, Topology
 from hexgen.scheduler.layers import (
+    EXHAUSTIVE,
+    NORMAL,
+    QUICK,
     Chain,
     Division,
     divide_for_latency,
@@ -26,6 +29,8 @@ Goal = Literal["throughput", "latency", "slo"]
 Order = tuple[int, ...]
 
 _ALL_ORDERS = 4  # groups: up to this many, every order is tried
+_DECIDED_ORDERS = 2  # of more, the best after a quick look are worked out
+_TIE = 1e-12  # relative: an order that is better by less is not better
 _STARTS = 4  # areas tried as the first on a longer route
 
 
@@ -85,13 +90,13 @@ class RouteSolver:
             back = self._edge(profiles[-1], profiles[0], self.topology.link(places[-1], places[0]), True)
         return Chain(tuple(profiles), edges, back)
 
-    def divide(self, chain: Chain) -> Division | None:
+    def divide(self, chain: Chain, effort: int) -> Division | None:
         layers, traffic = self.cost.model.layers, self.traffic
         if self.goal == "latency":
-            return divide_for_latency(chain, layers, traffic, exhaustive=self.exhaustive)
+            return divide_for_latency(chain, layers, traffic, effort)
         if self.goal == "slo":
-            return divide_within_limits(chain, layers, traffic, exhaustive=self.exhaustive)
-        return divide_for_throughput(chain, layers, traffic, exhaustive=self.exhaustive)
+            return divide_within_limits(chain, layers, traffic, effort)
+        return divide_for_throughput(chain, layers, traffic, effort)
 
     def value(self, division: Division) -> float:
         return -division.alone.latency_s if self.goal == "latency" else division.steady.tokens_s
@@ -128,15 +133,23 @@ class RouteSolver:
     def _solve(
         self, groups: Sequence[Group], profiles: Sequence[StageProfile]
     ) -> tuple[Order, Division, float] | None:
+        orders = list(self._orders(groups, profiles))
+        effort = EXHAUSTIVE if self.exhaustive else NORMAL
+        if not self.exhaustive and len(orders) > _DECIDED_ORDERS:
+            ranked = sorted(
+                (-found[2], i) for i, order in enumerate(orders) if (found := self._try(groups, order, QUICK))
+            )
+            orders = [orders[i] for _, i in ranked[:_DECIDED_ORDERS]]
         best: tuple[Order, Division, float] | None = None
-        for order in self._orders(groups, profiles):
-            division = self.divide(self.chain([groups[i] for i in order]))
-            if division is None:
-                continue
-            value = self.value(division)
-            if best is None or value > best[2] * (1 + 1e-12 if best[2] > 0 else 1 - 1e-12):
-                best = (order, division, value)
+        for order in orders:
+            found = self._try(groups, order, effort)
+            if found is not None and (best is None or found[2] > best[2] + _TIE * abs(best[2])):
+                best = found
         return best
+
+    def _try(self, groups: Sequence[Group], order: Order, effort: int) -> tuple[Order, Division, float] | None:
+        division = self.divide(self.chain([groups[i] for i in order]), effort)
+        return None if division is None else (order, division, self.value(division))
 
     def _orders(self, groups: Sequence[Group], profiles: Sequence[StageProfile]) -> Iterator[Order]:
         n = len(groups)
@@ -151,7 +164,7 @@ class RouteSolver:
         yield from self._area_orders(groups, profiles)
 
     def _area_orders(self, groups: Sequence[Group], profiles: Sequence[StageProfile]) -> Iterator[Order]:
-        """Area by area, each next one the nearest; within an area node by node. Then other first and last stages."""
+        """Area by area, each next one the nearest; within an area node by node. Then other ends."""
         by_area: dict[str, list[int]] = {}
         for i, group in enumerate(groups):
             by_area.setdefault(self.topology.areas[group.place], []).append(i)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions
@@ -104,3 +106,43 @@ def traffic_of(model: ModelSpec, workload: Workload, engine: EngineOptions) -> T
         page_size=engine.page_size,
         windows=tuple(sorted(counts.items(), key=lambda item: (item[0] is None, item[0] or 0))),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mix:
+    """The steps of a route in steady state: plain ones, and a share of them that also carries prompt tokens.
+
+    Equal only to itself: `mix_of` gives one object for equal arguments, and caches are keyed by it.
+    """
+
+    plain: StepLoad
+    mixed: StepLoad
+    mixed_share: float
+    steps_in_flight: float
+    cycles: float  # that one request stays: chunks of its prompt, then its decodes
+    running: float  # sequences that move; more than the token budget feeds only wait
+
+    @property
+    def mean_tokens(self) -> float:
+        return self.plain.tokens + self.mixed_share * (self.mixed.tokens - self.plain.tokens)
+
+    def mean_s(self, seconds: Callable[[StepLoad], float]) -> float:
+        plain = seconds(self.plain)
+        return plain + self.mixed_share * (seconds(self.mixed) - plain)
+
+
+@lru_cache(maxsize=1 << 16)
+def mix_of(traffic: Traffic, concurrency: float, depth: int) -> Mix:
+    """How ``concurrency`` sequences fill the steps of a route of ``depth`` stages."""
+    in_flight = max(1.0, min(float(depth), concurrency))
+    # Chunks of one prompt follow each other in successive steps, not after a round trip.
+    cycles = 1 + (traffic.chunks - 1) / in_flight + traffic.decodes
+    # No step exceeds the token budget: beyond that, sequences wait for their prefill.
+    tokens_a_sequence = (traffic.decodes + traffic.prompt) / cycles
+    running = min(concurrency, traffic.token_budget * in_flight / tokens_a_sequence)
+    decoding = running / in_flight * traffic.decodes / cycles
+    prompt_tokens = running / in_flight * traffic.prompt / cycles
+    chunk = min(float(traffic.token_budget), max(traffic.prompt, prompt_tokens))
+    plain = traffic.decode_load(decoding)
+    mixed = plain.plus(traffic.prefill_load(chunk))
+    return Mix(plain, mixed, min(1.0, prompt_tokens / chunk), in_flight, cycles, running)

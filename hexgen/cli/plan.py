@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from hexgen.errors import SpecError
 
 BUNDLED_MODEL = "demo"
+_PIPED_WIDTH = 140
 
 
 class ObjectiveChoice(StrEnum):
@@ -69,7 +71,7 @@ def plan_command(
     from hexgen.cluster import load_cluster
     from hexgen.model import BUILTIN_CONFIGS, BUNDLED_MODELS, load_model
     from hexgen.plan import dump_plan, plan_to_dict
-    from hexgen.scheduler.compare import baselines
+    from hexgen.scheduler.compare import Baseline, baselines
     from hexgen.scheduler.planner import make_task, plan
     from hexgen.workload import load_workload
 
@@ -82,7 +84,7 @@ def plan_command(
     made = plan(spec, shape, asked, objective.value, time_limit_s=time_limit, seed=seed, engine=engine.value)
     # A name stays a name; a directory is written in full, so that the plan can be served from anywhere.
     made = replace(made, model=ref if ref in BUILTIN_CONFIGS or ref in BUNDLED_MODELS else shape.name)
-    others = ()
+    others: tuple[Baseline, ...] = ()
     if compare:
         task = make_task(spec, shape, asked, objective.value, None, seed, engine.value, made.engine)
         others = baselines(task, objective.value)
@@ -106,7 +108,8 @@ def plan_command(
 
         from hexgen.cli.plan_tables import compare_table, explain_tables, plan_tables
 
-        console = Console(highlight=False)
+        # Piped, the width of a screen is unknown; tables folded to 80 columns are hard to read.
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
         for table in plan_tables(made, spec, shape):
             console.print(table)
         if explain:
