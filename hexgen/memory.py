@@ -214,17 +214,39 @@ def _claims(plan: Plan, ranks: Sequence[_Rank], *, extra: bool) -> list[_Claim]:
 
 
 def _divide(plan: Plan, ranks: Sequence[_Rank], limit: int) -> list[int]:
-    """KV pages of each route, by progressive filling (weighted max-min fairness: Bertsekas and Gallager, Data
-    Networks, 2nd edition, section 6.5.2).
-
-    Every route's pages grow in proportion to its weight until one is full: by its own cap, or by a rank that it
-    passes. That one is settled, and the others go on.
-    """
+    """KV pages of each route: its fair share of every rank that it passes, and the least that it can live with."""
     claims = [claim for claim in _claims(plan, ranks, extra=True) if claim.page_bytes]
     caps = {n: _cap(route.kv_tokens, limit, plan.engine) for n, route in enumerate(plan.routes)}
     weight = {n: route.weight for n, route in enumerate(plan.routes)}
-    settled: dict[int, float] = {}
-    while len(settled) < len(plan.routes):
+    least = _least_pages(plan.engine)
+    pinned: dict[int, float] = {}
+    while True:
+        pages = {n: math.floor(level + 1e-6) for n, level in _fill(claims, caps, weight, pinned).items()}
+        poor = {n: float(least) for n in pages if pages[n] < min(least, caps[n]) and n not in pinned}
+        if not poor:
+            break
+        pinned |= poor
+    # Levels are floats and pages are whole: give back what does not fit after all, hand out what rounding left.
+    for claim in claims:
+        while claim.taken(pages) > claim.rank.room and any(pages[n] for n in claim.page_bytes):
+            pages[max(claim.page_bytes, key=lambda n: pages[n])] -= 1
+    for n in sorted(pages, key=lambda n: -weight[n]):
+        mine = [claim for claim in claims if n in claim.page_bytes]
+        left = min((claim.rank.room - claim.taken(pages)) // claim.page_bytes[n] for claim in mine)
+        pages[n] += max(0, min(caps[n] - pages[n], int(left)))
+    return [pages[n] for n in range(len(plan.routes))]
+
+
+def _fill(
+    claims: Sequence[_Claim], caps: Mapping[int, int], weight: Mapping[int, float], pinned: Mapping[int, float]
+) -> dict[int, float]:
+    """Progressive filling (weighted max-min fairness: Bertsekas and Gallager, Data Networks, 2nd ed., 6.5.2).
+
+    Every route's pages grow in proportion to its weight until one is full: by its own cap, or by a rank that it
+    passes. That one is settled, and the others go on. ``pinned`` routes are settled from the start.
+    """
+    settled = dict(pinned)
+    while len(settled) < len(caps):
         growing = [n for n in caps if n not in settled]
         # The level (pages per unit of weight) at which each route would have to stop.
         stop = {n: caps[n] / weight[n] for n in growing}
@@ -236,12 +258,12 @@ def _divide(plan: Plan, ranks: Sequence[_Rank], limit: int) -> list[int]:
                 stop.update({n: min(stop[n], level) for n in here})
         lowest = min(stop.values())
         settled.update({n: min(float(caps[n]), lowest * weight[n]) for n in growing if stop[n] <= lowest})
-    # A page that only rounding took away is given back, unless it does not fit after all.
-    pages = {n: math.floor(settled[n] + 1e-6) for n in settled}
-    for claim in claims:
-        while claim.taken(pages) > claim.rank.room and any(pages[n] for n in claim.page_bytes):
-            pages[max(claim.page_bytes, key=lambda n: pages[n])] -= 1
-    return [pages[n] for n in range(len(plan.routes))]
+    return settled
+
+
+def _least_pages(engine: EngineOptions) -> int:
+    """A page at least, and two tokens: a prompt and its answer."""
+    return max(1, math.ceil(2 / engine.page_size))
 
 
 def _cap(kv_tokens: int | None, limit: int, engine: EngineOptions) -> int:
@@ -251,8 +273,8 @@ def _cap(kv_tokens: int | None, limit: int, engine: EngineOptions) -> int:
 
 
 def _check_pages(plan: Plan, ranks: Sequence[_Rank], pages: Sequence[int]) -> None:
-    """Every route needs at least one page, and two tokens: a prompt and its answer."""
-    least = max(1, math.ceil(2 / plan.engine.page_size))
+    """Name the device that keeps a route from the least that it needs."""
+    least = _least_pages(plan.engine)
     for claim in _claims(plan, ranks, extra=True):
         poor = [n for n in claim.page_bytes if pages[n] < least]
         missing = sum(claim.page_bytes.values()) * least - claim.rank.room

@@ -37,7 +37,7 @@ def stages(draw: st.DrawFn) -> tuple[ModelSpec, int, tuple[float, ...] | None]:
     return model, width, shares
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(stages())
 def test_every_part_is_covered_once(stage: tuple[ModelSpec, int, tuple[float, ...] | None]) -> None:
     model, width, shares = stage
@@ -61,7 +61,7 @@ def test_every_part_is_covered_once(stage: tuple[ModelSpec, int, tuple[float, ..
         assert set(range(*part.kv_heads)) == needed
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(stages())
 def test_shares_are_followed(stage: tuple[ModelSpec, int, tuple[float, ...] | None]) -> None:
     """Within one column and row; within one head, or half a group where whole groups are dealt."""
@@ -82,7 +82,7 @@ def test_shares_are_followed(stage: tuple[ModelSpec, int, tuple[float, ...] | No
             assert fraction * whole - count < slack + width
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(1, 500), st.lists(shares_of, min_size=1, max_size=20))
 def test_deal_follows_shares_within_one_item(total: int, shares: list[float]) -> None:
     top = max(shares)

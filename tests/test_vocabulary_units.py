@@ -87,7 +87,7 @@ def test_wrong_bandwidths(wrong: object) -> None:
 rates = st.floats(min_value=1e-9, max_value=1e20, allow_nan=False)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(0, 10**18), rates)
 def test_exact_text_parses_to_the_same_number(size: int, rate: float) -> None:
     assert units.parse_bytes(units.exact_bytes(size)) == size

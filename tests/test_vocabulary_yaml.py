@@ -28,7 +28,7 @@ trees = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.dictionaries(st.sampled_from(["a", "no", "1e5", "x y", "7"]), trees))
 def test_what_is_written_is_read_back(value: dict[str, Any]) -> None:
     assert parse_yaml(write_yaml(value, "a comment\nof two lines"), "x") == value
