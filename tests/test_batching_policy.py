@@ -326,6 +326,24 @@ def test_the_oldest_moves_though_the_one_whose_turn_it_is_lacks_a_page() -> None
     assert step.released == (1,)
 
 
+def test_one_that_waits_for_a_page_does_not_take_the_turns_of_others() -> None:
+    limits = BatchLimits(pages=6, page_size=16, token_budget=64, max_sequences=3, max_context=96)
+    batcher = Batcher(limits)
+    for number, length in enumerate((16, 16, 31)):
+        batcher.add(number, prompt(length, number), LONG)
+    finish(batcher, step_of(batcher))  # 4 pages of 6
+    finish(batcher, step_of(batcher))  # 0 and 1 take one more each, 2 fills its last
+    assert (batcher.running, batcher.free_pages) == (3, 0)
+    batcher.limits = replace(limits, token_budget=1)
+    turns = []
+    for _ in range(12):
+        step = step_of(batcher)
+        turns.append(step.segments[0].sequence)
+        finish(batcher, step)
+    assert 2 not in turns
+    assert turns.count(1) >= 4
+
+
 def test_a_preempted_sequence_takes_its_token_in_flight_before_it_returns() -> None:
     limits = BatchLimits(
         pages=7, page_size=2, token_budget=8, max_sequences=3, max_context=14, depth=4, prefix_cache=False

@@ -106,7 +106,7 @@ class AnyTraffic(RuleBasedStateMachine):
 
 
 AnyTraffic.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -150,7 +150,7 @@ def test_a_thousand_requests_a_third_aborted(depth: int) -> None:
     assert len(route.done) >= 600
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(seed=st.integers(0, 2**32))
 def test_crowds_in_narrow_places(seed: int) -> None:
     """Few pages, small budgets, several steps under way: everybody is in somebody's way."""

@@ -168,13 +168,14 @@ class Batcher:
             raise EngineError("the tokens are not those of the step's sampling segments", where=where)
         self._in_flight.popleft()
         events: list[TokenEvent] = []
+        context = self.limits.context
         for result in sampled:
             state = asked[result.sequence]
             if state.ended:
                 continue
             self._table.accept(state, result.token)
             self._output_tokens += 1
-            reason = state.finish_reason(self.limits.context)
+            reason = state.finish_reason(context)
             if reason is not None:
                 self._table.end(state)
             events.append(TokenEvent(state.number, result.token, result.logprobs, reason))

@@ -25,15 +25,14 @@ def form(
 ) -> tuple[list[Admission], list[Segment]]:
     """What step ``number`` admits and runs, while ``in_flight`` others are under way. Empty: nothing can run."""
     chosen, prefill_tokens = _choose(table, limits, in_flight, number)
-    segments, squeezed = _place(table, chosen)
+    segments = _place(table, chosen)
     admitted: list[Admission] = []
-    if not squeezed:
-        _admit(table, limits, prefill_tokens, admitted, segments)
+    _admit(table, limits, prefill_tokens, admitted, segments)
     if not segments:
         # Every chosen one lacks pages. The oldest may take them from all others, so that something moves.
         oldest = next((state for state in table.running.values() if not state.awaiting), None)
         if oldest is not None:
-            segments, _ = _place(table, [(oldest, min(oldest.remaining, limits.token_budget))])
+            segments = _place(table, [(oldest, min(oldest.remaining, limits.token_budget))])
     return admitted, segments
 
 
@@ -73,14 +72,14 @@ def _prefill_tokens(table: SequenceTable, steps_left: int, budget: int) -> int:
     return min(budget, max(PREFILL_CHUNK_FLOOR, -(-pending // steps_left)))
 
 
-def _place(table: SequenceTable, chosen: list[Choice]) -> tuple[list[Segment], bool]:
-    """Segments for what was chosen, with pages; and whether pages were too few for all of it.
+def _place(table: SequenceTable, chosen: list[Choice]) -> list[Segment]:
+    """Segments for what was chosen, as far as there are pages.
 
     Where pages run out, older sequences take those of younger ones: the youngest is preempted until the older
     fits. One that is itself the youngest keeps what it has and waits, or gets a shorter chunk.
     """
     pool = table.pool
-    needed = sum(max(0, pool.pages_for(s.computed + tokens) - len(s.pages)) for s, tokens in chosen)
+    needed = sum(pool.pages_for(s.computed + tokens) - len(s.pages) for s, tokens in chosen)
     squeezed = needed > pool.available
     if squeezed:  # oldest first, so that no victim has a segment in this step yet
         chosen = sorted(chosen, key=lambda choice: choice[0].arrival)
@@ -93,7 +92,7 @@ def _place(table: SequenceTable, chosen: list[Choice]) -> tuple[list[Segment], b
             segments.append(table.extend(state, tokens))
         else:
             table.postpone(state)
-    return segments, squeezed
+    return segments
 
 
 def _make_room(table: SequenceTable, state: SequenceState, tokens: int) -> int:

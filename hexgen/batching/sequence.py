@@ -31,19 +31,16 @@ class SequenceState:
     admissions: int = 0
 
     @property
-    def output_tokens(self) -> int:
-        return len(self.tokens) - self.prompt_tokens
-
-    @property
     def remaining(self) -> int:
         """Tokens that are known and not yet computed."""
         return len(self.tokens) - self.computed
 
     def finish_reason(self, context: int) -> FinishReason | None:
         """Why the sequence ends with its last token, if it does. ``context`` is the longest it may become."""
-        outputs = self.output_tokens
-        if outputs >= self.sampling.min_tokens and self.tokens[-1] in self.stops:
+        tokens = len(self.tokens)
+        outputs = tokens - self.prompt_tokens
+        if self.tokens[-1] in self.stops and outputs >= self.sampling.min_tokens:
             return "stop"
-        if outputs >= self.sampling.max_tokens or len(self.tokens) >= context:
+        if outputs >= self.sampling.max_tokens or tokens >= context:
             return "length"
         return None

@@ -78,10 +78,9 @@ class SequenceTable:
         """The segment of the next ``tokens`` tokens of a running sequence, for which pages are available."""
         start = state.computed
         end = start + tokens
-        missing = self.pool.pages_for(end) - len(state.pages)
         new_pages: tuple[int, ...] = ()
-        if missing > 0:
-            new_pages = tuple(self.pool.allocate(missing))
+        if end > len(state.pages) * self.page_size:
+            new_pages = tuple(self.pool.allocate(self.pool.pages_for(end) - len(state.pages)))
             state.pages.extend(new_pages)
         sample = end == len(state.tokens)
         decode = self.ready.pop(state.number, None) is not None
@@ -89,7 +88,8 @@ class SequenceTable:
             del self.prefilling[state.number]
         state.computed = end
         state.awaiting = sample
-        self._register(state)
+        if end // self.page_size > state.registered:
+            self._register(state)
         return Segment(
             sequence=state.number,
             kind=SegmentKind.DECODE if decode else SegmentKind.PREFILL,
