@@ -17,7 +17,7 @@ import pytest
 # Tests run beside one another on few cores; more threads only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RAY_NODES = ({"big": 3}, {"mid": 1}, {"small": 1})  # name: CPUs
+RAY_NODES = {"big": 3, "mid": 1, "small": 1}  # name: CPUs; the first is the head
 
 
 class RayCluster:
@@ -50,12 +50,12 @@ def ray_cluster() -> Iterator[RayCluster]:
     forget_token()
     constants.ENABLE_RAY_CLUSTER = False  # type: ignore[assignment]
     common = {"node_ip_address": LOOPBACK, "object_store_memory": 80 * 1024 * 1024, "include_log_monitor": False}
-    head = {"num_cpus": 0, "include_dashboard": False, "no_monitor": True, "_system_config": LOCAL_SETTINGS}
-    cluster = Cluster(initialize_head=True, head_node_args=common | head)
+    head = {"include_dashboard": False, "no_monitor": True, "_system_config": LOCAL_SETTINGS}
+    cluster = Cluster()
     try:
-        for node in RAY_NODES:
-            for name, cpus in node.items():
-                cluster.add_node(num_cpus=cpus, labels={"hexgen.node": name}, **common)
+        for name, cpus in RAY_NODES.items():
+            fields = common | (head if cluster.head_node is None else {})
+            cluster.add_node(num_cpus=cpus, labels={"hexgen.node": name}, **fields)
         yield RayCluster(cluster, environment)
     finally:
         if ray.is_initialized():

@@ -135,6 +135,7 @@ def facts(device: str, **fields: object) -> Facts:
     gpu = device.startswith("g")
     found = Facts(
         device=device,
+        ray_node="a",
         address="10.0.0.1",
         hostname="host",
         pid=1,

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hexgen.catalogue import lookup
@@ -81,15 +81,9 @@ def _probe_nodes(nodes: Sequence[RayNode]) -> list[Machine]:
         for node in nodes
     }
     found = gather(calls, "looking at the nodes", PROBE_TIMEOUT_S)
-    # Ray says how many of the machine's GPUs and CPUs are its own.
+    # Ray says how many of the machine's CPUs and GPUs are its own.
     return [
-        Machine(
-            found[node.id].hostname,
-            int(node.cpus) or 1,
-            found[node.id].memory_bytes,
-            found[node.id].gpus[: int(node.gpus)],
-        )
-        for node in nodes
+        replace(found[node.id], cores=int(node.cpus), gpus=found[node.id].gpus[: int(node.gpus)]) for node in nodes
     ]
 
 
@@ -116,6 +110,9 @@ def build(name: str, entries: Sequence[tuple[str, str | None, Machine]]) -> Disc
         if with_gpus and not machine.gpus:
             remarks.append(f"{wanted} has no GPU and is left out")
             continue
+        if not machine.gpus and machine.cores < 1:
+            remarks.append(f"{wanted} offers Ray no CPU and is left out")
+            continue
         base = _NAME.sub("-", wanted).strip("-.") or "node"
         names[base] += 1
         entry: dict[str, Any] = {"name": base if names[base] == 1 else f"{base}-{names[base]}"}
@@ -123,7 +120,7 @@ def build(name: str, entries: Sequence[tuple[str, str | None, Machine]]) -> Disc
             entry["address"] = address
         nodes.append(entry | (_gpu_entry(wanted, machine, remarks) if machine.gpus else _cpu_entry(machine)))
     if not nodes:
-        raise DeploymentError("the Ray cluster has no nodes", remedy="start one with `ray start --head`")
+        raise DeploymentError("the Ray cluster has no devices", remedy="start nodes that have, with `ray start`")
     return Discovery(parse_cluster({"name": name, "nodes": nodes}, "what was discovered"), tuple(remarks))
 
 

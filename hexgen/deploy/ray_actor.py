@@ -50,6 +50,7 @@ class RankActor:
         gpu: Any = torch.cuda.get_device_properties(0) if self._uses_gpu else None
         return Facts(
             device=self._device,
+            ray_node=str(ray.get_runtime_context().get_node_id()),
             address=str(utilities.get_node_ip_address()),
             hostname=socket.gethostname(),
             pid=os.getpid(),

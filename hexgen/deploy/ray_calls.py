@@ -55,13 +55,15 @@ def translate(error: BaseException, device: str, what: str) -> HexgenError:
         return error
     where = f"device {device}"
     if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
+        if "ModuleNotFoundError" in str(error):
+            return _not_installed(_died_of(error), where)
         return EngineError(f"its worker process died ({_died_of(error)})", where=where)
     if isinstance(error, ray.exceptions.ActorUnavailableError | ray.exceptions.NodeDiedError):
         return EngineError("its node cannot be reached", where=where)
     if cause is not None:
         text = " ".join(str(cause).split())
         if isinstance(cause, ModuleNotFoundError):
-            return DeploymentError(text, where=where, remedy="install hexgen-engine on every node of the cluster")
+            return _not_installed(text, where)
         return EngineError(f"{what} failed: {type(cause).__name__}: {text}", where=where)
     return EngineError(f"{what} failed: {_last_line(str(error))}", where=where)
 
@@ -77,6 +79,10 @@ def root_cause(errors: list[HexgenError]) -> HexgenError:
         return 2 if "process died" in error.message or "cannot be reached" in error.message else 3
 
     return min(errors, key=rank)
+
+
+def _not_installed(text: str, where: str) -> DeploymentError:
+    return DeploymentError(text, where=where, remedy="install hexgen-engine, the same version, on every node")
 
 
 def _died_of(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from hexgen.cluster import Cluster
@@ -23,7 +24,6 @@ from hexgen.errors import HexgenError
 from hexgen.memory import plan_memory
 from hexgen.model import ModelSpec
 from hexgen.plan import Plan
-from hexgen.worker.communicator import serve_store
 from hexgen.worker.report import RankReport
 
 LOOK_TIMEOUT_S = 180.0  # a worker process starts and imports torch, on a busy machine and a cold disk
@@ -81,6 +81,8 @@ class RayDeployment:
             started.callback(connection.close)
             self._place(plan, cluster, connection, started)
             self.remarks = verify(self.facts, cluster, memory)
+            from hexgen.worker.communicator import serve_store
+
             store, store_port = serve_store(connection.host)
             held = [store]
             started.callback(held.clear)
@@ -139,6 +141,7 @@ class RayDeployment:
         started.callback(self._end_actors, connection.local is not None)
         self._actors = create_actors(placement)
         calls = {device: actor.look.remote() for device, actor in self._actors.items()}
+        import_module("torch")  # takes seconds, which the workers need for the same
         self.facts = gather(calls, "starting the workers", LOOK_TIMEOUT_S)
         if connection.local is not None:
             self._processes = [p for p in (identify(found.pid) for found in self.facts.values()) if p is not None]

@@ -74,13 +74,14 @@ def _checkpoint(reference: str | Path, base: Path | None, where: str) -> tuple[P
             where=where,
             remedy="give the checkpoint's folder with --model DIR",
         )
+    shape = load_model(path)
     if not any(path.glob("*.safetensors")):
         raise CheckpointError(
             "there is no *.safetensors file in this folder",
             where=str(path),
             remedy="only safetensors are loaded; convert the checkpoint, or finish its download",
         )
-    return path, load_model(path)
+    return path, shape
 
 
 def node_reference(path: Path) -> str:

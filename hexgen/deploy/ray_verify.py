@@ -20,6 +20,7 @@ class Facts:
     """What a placed actor found on its node, before anything is loaded."""
 
     device: str  # id in the plan
+    ray_node: str  # id in Ray
     address: str  # the node's, as Ray knows it: every socket of the rank binds to it
     hostname: str
     pid: int
