@@ -71,6 +71,14 @@ class EngineClient:
         while not all(n in self.finished or n in self.refused for n in numbers):
             self.step()
 
+    def wait_end(self) -> None:
+        """Until the head closes the connection."""
+        try:
+            while True:
+                self.step()
+        except ConnectionError:
+            return
+
     def wait_idle(self) -> Stats:
         """Until the head reports that nothing runs, waits or is in flight."""
         while True:

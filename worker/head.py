@@ -107,11 +107,11 @@ class RouteHead:
             frame.sampling.validate(self._vocab_size)
             ids = (*frame.prompt, *frame.stop_token_ids)
             if not all(type(i) is int and 0 <= i < self._vocab_size for i in ids):
-                raise RequestError(f"token ids must be between 0 and {self._vocab_size - 1}")
+                raise RequestError(f"must be between 0 and {self._vocab_size - 1}", where="token ids")
             number = next(self._numbers)
             self._batcher.add(number, frame.prompt, frame.sampling, frame.stop_token_ids)
         except RequestError as error:
-            client.send(Refused(frame.sequence, error.message))
+            client.send(Refused(frame.sequence, str(error)))
             return
         except TypeError as error:  # a field of the wrong type, from a client that does not validate
             client.send(Refused(frame.sequence, f"a field of the wrong type: {error}"))
