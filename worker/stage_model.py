@@ -1,4 +1,4 @@
-"""One rank's part of the model: its stage's layers, and the embedding or the output head where a route needs it."""
+"""One rank's part of the model: its stage's layers, and the embedding and the output head where routes need them."""
 
 from __future__ import annotations
 
