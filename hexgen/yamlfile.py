@@ -21,6 +21,7 @@ from hexgen.errors import SpecError
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_NODES = 2_000_000  # YAML nodes after aliases are expanded
+MAX_DEPTH = 100
 _T = TypeVar("_T")
 _D = TypeVar("_D")
 
@@ -45,11 +46,11 @@ class Place:
         return f"{self.file}: {self.path}" if self.path else self.file
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, without duplicate keys, and without 1.1's surprises (``no`` is a word, 1e9 a number).
+_FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML was built with it
 
-    Not the loader in C: that one overflows the stack, and ends the process, on deeply nested input.
-    """
+
+class _Loader(_FastLoader):  # type: ignore[misc]
+    """YAML's safe subset, without duplicate keys, and without 1.1's surprises (``no`` is a word, 1e9 a number)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -120,6 +121,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def parse_yaml(data: bytes | str, where: str) -> dict[str, Any]:
     """The mapping in YAML text; ``where`` names it in errors."""
     try:
+        _check_depth(data, where)
         loader = _Loader(data)
         try:
             node = loader.get_single_node()
@@ -139,6 +141,23 @@ def parse_yaml(data: bytes | str, where: str) -> dict[str, Any]:
         kind = "empty" if value is None else f"a {type(value).__name__}"
         raise SpecError(f"must be a mapping of keys to values, not {kind}", where=where)
     return value
+
+
+def _check_depth(data: bytes | str, where: str) -> None:
+    """Refuse deep nesting before a tree is built: libyaml's loader recurses, and would overflow the C stack."""
+    parser = _FastLoader(data)
+    depth = 0
+    try:
+        while parser.check_event():
+            event = parser.get_event()
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise SpecError(f"nested more than {MAX_DEPTH} deep", where=where)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+    finally:
+        parser.dispose()
 
 
 def _check_size(root: yaml.Node | None, where: str) -> None:
