@@ -84,6 +84,7 @@ def engine(
         cluster, str(checkpoint), stages, **{"page_size": 16, "kv_tokens": 4096, "token_budget": 256, **options}
     )
     deployment = InProcessDeployment(plan, cluster, checkpoint)
+    deployment.plan = plan  # type: ignore[attr-defined]
     try:
         yield deployment
     finally:
@@ -122,7 +123,7 @@ def _serve(
             ServedModel("tested", model.vocab_size, model.eos_token_ids, aliases=("tested-too",)),
             load_tokenizer(checkpoint),
             CoordinatorLimits(waiting or AdmissionLimits()),
-            deployment.plan if hasattr(deployment, "plan") else None,
+            getattr(deployment, "plan", None),
         )
         await coordinator.start()
         return coordinator

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,9 +138,19 @@ def _read_tls(options: ServeOptions) -> tuple[bytes, bytes] | None:
     if options.tls_cert is None or options.tls_key is None:
         raise SpecError("TLS needs both a certificate and a key", remedy="give --tls-cert and --tls-key")
     try:
-        return options.tls_cert.read_bytes(), options.tls_key.read_bytes()
+        pair = options.tls_cert.read_bytes(), options.tls_key.read_bytes()
     except OSError as error:
         raise SpecError(f"cannot be read: {error.strerror}", where=str(error.filename)) from error
+    try:
+        # An encrypted key fails here rather than asking for its password on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.tls_cert, options.tls_key, password="")
+    except ssl.SSLError as error:
+        raise SpecError(
+            f"not a TLS certificate and its key: {error.reason or error}",
+            where=f"{options.tls_cert}, {options.tls_key}",
+            remedy="both must be PEM, the key unencrypted, and belong together",
+        ) from error
+    return pair
 
 
 def _warn_if_open(options: ServeOptions) -> None:
