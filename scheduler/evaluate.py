@@ -12,10 +12,19 @@ from hexgen.plan import DevicePrediction, Plan, Prediction, Route, Stage, StageP
 from hexgen.scheduler.bound import upper_bound_tokens_s
 from hexgen.scheduler.cost import CostModel, EdgeCost, GroupShape
 from hexgen.scheduler.groups import Topology
-from hexgen.scheduler.pipeline import Alone, Part, Steady, alone, at_rate, concurrency_for, steady
+from hexgen.scheduler.pipeline import (
+    Alone,
+    Part,
+    Steady,
+    alone,
+    at_rate,
+    concurrency_for,
+    most_within_limits,
+    steady,
+)
 from hexgen.scheduler.traffic import Traffic, traffic_of
 from hexgen.units import format_time
-from hexgen.workload import Workload
+from hexgen.workload import Slo, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +59,10 @@ def predict(
     cost = CostModel(model, memory.dtype, plan.engine)
     topology = Topology(cluster)
     devices = {device.id: device for device in cluster.devices()}
+    # These two count what is served in time, not all that could be.
+    limited = objective in ("slo", "cost") and traffic.slo != Slo()
     states = [
-        _route_state(plan, route, kv, topology, cost, devices, traffic)
+        _route_state(plan, route, kv, topology, cost, devices, traffic, limited)
         for route, kv in zip(plan.routes, memory.kv_tokens, strict=True)
     ]
     rates = _sustained(plan, states)
@@ -100,6 +111,7 @@ def _route_state(
     cost: CostModel,
     devices: Mapping[str, Device],
     traffic: Traffic,
+    limited: bool,
 ) -> RouteState:
     stages = [plan.stage(hop.stage) for hop in route.path]
     profiles = [cost.profile(group_shape(stage, topology, devices)) for stage in stages]
@@ -115,6 +127,8 @@ def _route_state(
     back = cost.token_edge(profiles[-1], profiles[0], topology.link(places[-1], places[0])) if last else None
     # A route that holds less than one mean request still serves shorter ones, one at a time.
     most = max(1, concurrency_for(kv_tokens, traffic))
+    if limited:
+        most = max(1, most_within_limits(parts, edges, back, traffic, most))
     return RouteState(
         parts,
         edges,

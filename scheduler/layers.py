@@ -15,7 +15,16 @@ from dataclasses import dataclass
 
 from hexgen.scheduler.cost import EdgeCost, StageProfile, end_index
 from hexgen.scheduler.figures import KV_FILL
-from hexgen.scheduler.pipeline import Alone, Part, Steady, alone, concurrency_for, steady
+from hexgen.scheduler.pipeline import (
+    Alone,
+    Part,
+    Steady,
+    alone,
+    concurrency_for,
+    keeps_limits,
+    most_within_limits,
+    steady,
+)
 from hexgen.scheduler.traffic import Traffic, mix_of
 
 # How many concurrencies (or thresholds) are tried where memory binds: to rank orders, to decide, to be exact.
@@ -92,27 +101,11 @@ def within_limits(chain: Chain, layers: Sequence[int], traffic: Traffic) -> Divi
     if full is None or keeps_limits(full.steady, traffic):
         return full
     parts = chain.parts(layers)
-    low, high = 0, int(full.steady.concurrency)  # low keeps them (or is none at all), high does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if keeps_limits(steady(parts, chain.edges, chain.back, traffic, float(middle)), traffic):
-            low = middle
-        else:
-            high = middle
-    if low == 0:
+    most = most_within_limits(parts, chain.edges, chain.back, traffic, int(full.steady.concurrency))
+    if most == 0:
         return None
-    return Division(
-        full.layers, full.kv_tokens, steady(parts, chain.edges, chain.back, traffic, float(low)), full.alone
-    )
-
-
-def keeps_limits(state: Steady, traffic: Traffic) -> bool:
-    slo = traffic.slo
-    return (
-        (slo.ttft_s is None or state.ttft_s <= slo.ttft_s)
-        and (slo.tpot_s is None or state.tpot_s <= slo.tpot_s)
-        and (slo.latency_s is None or state.latency_s <= slo.latency_s)
-    )
+    state = steady(parts, chain.edges, chain.back, traffic, float(most))
+    return Division(full.layers, full.kv_tokens, state, full.alone)
 
 
 def divide_for_latency(chain: Chain, layers: int, traffic: Traffic, effort: int = NORMAL) -> Division | None:

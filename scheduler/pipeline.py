@@ -147,5 +147,30 @@ def at_rate(
     return steady(parts, edges, back, traffic, high)
 
 
+def keeps_limits(state: Steady, traffic: Traffic) -> bool:
+    slo = traffic.slo
+    return (
+        (slo.ttft_s is None or state.ttft_s <= slo.ttft_s)
+        and (slo.tpot_s is None or state.tpot_s <= slo.tpot_s)
+        and (slo.latency_s is None or state.latency_s <= slo.latency_s)
+    )
+
+
+def most_within_limits(
+    parts: tuple[Part, ...], edges: tuple[EdgeCost, ...], back: EdgeCost | None, traffic: Traffic, most: int
+) -> int:
+    """The most sequences at once, up to ``most``, that keep ``traffic.slo`` on average; 0 where none does."""
+    if keeps_limits(steady(parts, edges, back, traffic, float(most)), traffic):
+        return most
+    low, high = 0, most  # low keeps them (or is none at all), high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if keeps_limits(steady(parts, edges, back, traffic, float(middle)), traffic):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 def _step_s(part: Part, load: StepLoad) -> float:
     return part.profile.step_s(part.layers, load, part.embeds, part.samples)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from hexgen.cluster import Cluster, Node
-from hexgen.errors import SpecError
+from hexgen.errors import InfeasibleError, SpecError
 from hexgen.memory import plan_dtype
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
@@ -22,6 +22,7 @@ from hexgen.scheduler.infeasible import infeasible
 from hexgen.scheduler.search import search
 from hexgen.scheduler.solver import Goal, RouteSolver, Solution
 from hexgen.scheduler.traffic import traffic_of
+from hexgen.units import format_time
 from hexgen.validate import check_plan
 from hexgen.workload import Lengths, Workload
 
@@ -76,7 +77,7 @@ def plan(
         return plan_within_price(task, objective)
     found = best_on_nodes(task, cluster.nodes, goal_of(objective))
     if found is None:
-        raise infeasible(task.cluster, task.model, task.options, traffic_of(model, task.workload, task.options))
+        raise why_nothing(task, objective)
     return found.emit(task, objective)
 
 
@@ -121,6 +122,21 @@ def routes_to_solve(devices: int, time_limited: bool) -> int:
     """The search's budget. One route takes milliseconds, and longer the more stages it has."""
     routes = 600 if devices <= 64 else max(100, 40_000 // devices)
     return routes * 50 if time_limited else routes
+
+
+def why_nothing(task: Task, objective: Objective) -> InfeasibleError:
+    """The model does not fit; or, where limits were set, not even one request alone keeps them."""
+    quickest = best_on_nodes(task, task.cluster.nodes, "latency") if objective in ("slo", "cost") else None
+    if quickest is None:
+        traffic = traffic_of(task.model, task.workload, task.options)
+        return infeasible(task.cluster, task.model, task.options, traffic)
+    alone = quickest.partition.routes[0].division.alone
+    return InfeasibleError(
+        "no plan keeps the limits: the quickest answers one request alone with TTFT "
+        f"{format_time(alone.ttft_s)}, TPOT {format_time(alone.tpot_s)}, latency {format_time(alone.latency_s)}",
+        where="workload: slo",
+        remedy="relax the limits, shorten the requests, or add faster devices",
+    )
 
 
 def solver_for(task: Task, nodes: Sequence[Node], goal: Goal) -> RouteSolver:

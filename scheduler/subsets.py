@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from hexgen.cluster import Node
 from hexgen.errors import InfeasibleError
 from hexgen.plan import Plan
-from hexgen.scheduler.infeasible import infeasible
-from hexgen.scheduler.planner import Found, Objective, Task, best_on_nodes, goal_of, total_price
+from hexgen.scheduler.planner import Found, Objective, Task, best_on_nodes, goal_of, total_price, why_nothing
 from hexgen.scheduler.solver import Goal
-from hexgen.scheduler.traffic import traffic_of
 
 Nodes = tuple[Node, ...]
 
@@ -26,9 +24,7 @@ def plan_within_price(task: Task, objective: Objective) -> Plan:
     goal = _goal(task, objective)
     chooser = _Chooser(task, goal)
     if chooser.value(task.cluster.nodes) is None:
-        raise infeasible(
-            task.cluster, task.model, task.options, traffic_of(task.model, task.workload, task.options)
-        )
+        raise why_nothing(task, objective)
     chosen = _cheapest(task, chooser) if objective == "cost" else _within_budget(task, chooser)
     found = best_on_nodes(task, chosen, goal)
     if found is None or (objective == "cost" and not _carries(task, found.partition.value)):
