@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -249,6 +249,8 @@ def _prompts(prompts: Prompts) -> list[str | tuple[int, ...]]:
     """One or many prompts, in any of the ways they may be written."""
     if isinstance(prompts, str | Mapping):
         return [_prompt(prompts)]
+    if not isinstance(prompts, Iterable):
+        raise RequestError("must be a text, token ids, or a list of them", where="prompts")
     items: list[Any] = list(prompts)
     if items and all(isinstance(item, int) and not isinstance(item, bool) for item in items):
         return [tuple(items)]
