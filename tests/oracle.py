@@ -112,7 +112,7 @@ def _spell_as_before(path: Path) -> None:
 
 
 def load_reference(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """transformers' own model of the checkpoint. Load a fresh one a test: dynamic rope keeps state between calls."""
+    """transformers' own model of the checkpoint, a fresh one: dynamic rope keeps state between calls."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     return model.eval()
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -67,43 +66,23 @@ def rank_config(
 
 
 def on_ranks(width: int, work: Callable[[Communicator], T]) -> list[T]:
-    """Run ``work`` on ``width`` ranks, threads over one communicator; results in rank order, errors raised here."""
+    """Run ``work`` on ``width`` ranks, threads over one communicator; results in rank order, errors raised."""
     server, port = serve_store("127.0.0.1")
-    results: list[Any] = [None] * width
-    errors: list[BaseException] = []
 
-    def run(rank: int) -> None:
+    def run(rank: int) -> T:
+        # A store client of its own: one that waits for a key keeps all others of its connection waiting.
+        store = connect_store("127.0.0.1", port)
+        cpu = torch.device("cpu")
+        communicator = connect(store, "group", rank, width, device=cpu, listen_host="127.0.0.1")
         try:
-            # A store client of its own: one that waits for a key keeps all others of its connection waiting.
-            store = connect_store("127.0.0.1", port)
-            communicator = connect(
-                store, "group", rank, width, device=torch.device("cpu"), listen_host="127.0.0.1"
-            )
-            results[rank] = work(communicator)
-        except BaseException as error:  # handed to the test's thread
-            errors.append(error)
+            return work(communicator)
+        finally:
+            communicator.close()  # after an error this ends the other ranks too
 
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(width)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    if errors:
-        raise errors[0]
-    if any(thread.is_alive() for thread in threads):
-        raise TimeoutError("a rank hangs")
+    with ThreadPoolExecutor(width) as threads:
+        results = [future.result(timeout=120) for future in [threads.submit(run, r) for r in range(width)]]
     del server
     return results
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class LocalRank:
@@ -161,6 +140,8 @@ class LocalRank:
         hidden = self.stage.embed(batch)
         hidden = self.stage.forward(hidden, batch, self.pool, (0, self.model.layers))
         local = self.stage.logits(batch.rows_to_sample(hidden))
+        if not batch.sampled:
+            return torch.empty(0, self.model.vocab_size)
         widest = max(s.n_vocab for s in self.slices)
         padded = torch.nn.functional.pad(local, (0, widest - local.shape[1]))
         parts = self.communicator.all_gather(padded.contiguous())
@@ -170,7 +151,7 @@ class LocalRank:
 def greedy_batch(
     rank: LocalRank, prompts: Sequence[Sequence[int]], max_tokens: int, chunk: int = 7
 ) -> list[list[int]]:
-    """Generate for all prompts at once: each step prefills a chunk of what is not prefilled, and decodes the rest."""
+    """Generate for all prompts at once: a step prefills a chunk of each that is not done, and decodes the rest."""
     outputs: list[list[int]] = [[] for _ in prompts]
     done = [0] * len(prompts)
     for i, prompt in enumerate(prompts):

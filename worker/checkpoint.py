@@ -78,6 +78,10 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name).shape
 
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """``CheckpointError``, naming file, tensor and shape, unless the tensor is there with this shape."""
+        self._expect(name, shape)
+
     def stored_bytes(
         self, name: str, dim: int | None = None, start: int | None = None, end: int | None = None
     ) -> int:
@@ -103,13 +107,7 @@ class Checkpoint:
         Only the slice's own bytes are read. ``shape`` is the whole tensor's expected shape. ``CheckpointError``
         names file, tensor and expected shape where the tensor is missing or differs.
         """
-        entry = self._entry(name, shape)
-        if shape is not None and entry.shape != shape:
-            raise CheckpointError(
-                f"tensor {name!r} has shape {list(entry.shape)}, expected {list(shape)}",
-                where=str(entry.file),
-                remedy="config.json does not belong to these weights",
-            )
+        entry = self._entry(name) if shape is None else self._expect(name, shape)
         wanted = list(entry.shape)
         index: list[slice] = [slice(None)] * len(wanted)
         if dim is not None:
@@ -133,6 +131,16 @@ class Checkpoint:
         if file not in self._open:
             self._open[file] = safe_open(file, framework="pt", device="cpu")
         return self._open[file]
+
+    def _expect(self, name: str, shape: tuple[int, ...]) -> _Entry:
+        entry = self._entry(name, shape)
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"tensor {name!r} has shape {list(entry.shape)}, expected {list(shape)}",
+                where=str(entry.file),
+                remedy="config.json does not belong to these weights",
+            )
+        return entry
 
     def _entry(self, name: str, shape: tuple[int, ...] | None = None) -> _Entry:
         try:

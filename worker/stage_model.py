@@ -1,4 +1,4 @@
-"""One rank's part of the model: its stage's layers, and the embedding and the output head where routes need them."""
+"""One rank's part of the model: its stage's layers, and the embedding and output head where routes need them."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ class StageModel:
         parts += [embedding] if self._embeds else []
         parts += [norm] if self._samples else []
         parts += [head] if self._samples and (head != embedding or not self._embeds) else []
+        for part in parts:  # all of them before the first byte is read
+            checkpoint.expect(part.name, part.shape)
         total = sum(checkpoint.stored_bytes(p.name, p.dim, p.start, p.end) for p in parts)
         begun = checkpoint.bytes_read
 
