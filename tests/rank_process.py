@@ -23,15 +23,18 @@ HOST = "127.0.0.1"
 
 
 def host_rank(config: RankConfig, pipe: Connection) -> None:
-    """A process's main: load, start, say the ports, then answer "failure" and "stop" until the pipe closes."""
+    """A process's main: load, start, say the ports, then answer questions until the pipe closes."""
     os.environ["OMP_NUM_THREADS"] = "1"
     rank = StageRank(HOST)
     rank.load(config)
     pipe.send(rank.start())
     try:
         while True:
-            if pipe.recv() == "failure":
+            question = pipe.recv()
+            if question == "failure":
                 pipe.send(rank.failure())
+            elif question == "report":
+                pipe.send(rank.report())
             else:
                 rank.stop()
                 pipe.send(rank.failure())

@@ -25,8 +25,7 @@ from hexgen.worker.links import Links, connect_links, never
 # A stage waits for its next step for as long as nobody asks for anything: no wait of ours may time out on its own.
 FOREVER = timedelta(days=3650)
 CONNECT_TIMEOUT = timedelta(seconds=120)
-# CPU tensors up to this size go over direct sockets. Twice this must fit into a socket's buffers (Linux: at least
-# 208 KiB by default on either side).
+# CPU tensors up to this size go over direct sockets: a decode step's. Beyond it gloo's bandwidth wins.
 DIRECT_BYTES = 64 * 1024
 
 
@@ -128,6 +127,10 @@ class CpuCommunicator:
         self._others = tuple(r for r in range(size) if r != rank)
         self._inbox = {r: bytearray(DIRECT_BYTES) for r in self._others}
         self._views: dict[tuple[torch.dtype, int], list[tuple[memoryview, torch.Tensor]]] = {}
+        for (
+            r
+        ) in self._others:  # room for the messages that _exchange may leave unread, whatever the system's default
+            links.socket(r).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * DIRECT_BYTES)
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         if tensor.nbytes > DIRECT_BYTES:
@@ -179,8 +182,8 @@ class CpuCommunicator:
     def _exchange(self, flat: torch.Tensor) -> list[tuple[memoryview, torch.Tensor]]:
         """Everybody's tensor, the other ranks' in rank order. The buffers are used again by the next call.
 
-        All send before they receive: DIRECT_BYTES is chosen so that two messages fit into a socket's own buffers
-        (a rank can be one collective ahead of a peer, never two), hence no send can block for ever.
+        All send before they receive: a socket's own buffers hold more than one message of DIRECT_BYTES, and a rank
+        can be one collective ahead of a peer, never two, hence no send can block for ever.
         """
         data = tensor_bytes(flat)
         for r in self._others:
