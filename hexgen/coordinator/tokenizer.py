@@ -30,7 +30,7 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of ``text``; with ``add_special_tokens`` as the model expects a prompt (BOS, if any)."""
         check_text(text)
-        return tuple(self._inner.encode(text, add_special_tokens=add_special_tokens))
+        return tuple(self._inner.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         if self._core is not None:
