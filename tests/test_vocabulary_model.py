@@ -188,6 +188,22 @@ def test_the_dtype_comes_from_the_weights_where_the_config_is_silent(tmp_path: P
         load_model(tmp_path)
 
 
+def test_a_hub_id_is_found_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SpecError, match="nor a model in the local Hugging Face cache"):
+        load_model("someone/small-model")
+    repository = tmp_path / "models--someone--small-model"
+    snapshot = repository / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+    (snapshot / "config.json").write_text(json.dumps(BASE | {"model_type": "llama"}))
+    assert find_checkpoint("someone/small-model") == snapshot
+    assert load_model("someone/small-model").hidden_size == 96
+
+
 def test_names() -> None:
     assert load_model("demo").layers == 8
     assert find_checkpoint("llama-2-7b") is None

@@ -177,9 +177,10 @@ class LayerRunner:
     ) -> None:
         """``hidden`` ``[tokens, hidden]`` is replaced in place by the layer's output."""
         x = self._norm(hidden, weights.input_norm)
-        qkv = _linear(x, weights.qkv, weights.qkv_bias)
-        mixed = self._attention(qkv, weights, step, layer, window)
+        # No names for what attention uses: it must be gone when the MLP's own activations peak.
+        mixed = self._attention(_linear(x, weights.qkv, weights.qkv_bias), weights, step, layer, window)
         self._add_reduced(hidden, mixed, weights.o, weights.o_bias)
+        del mixed
         x = self._norm(hidden, weights.post_norm)
         gate_up = _linear(x, weights.gate_up, weights.gate_up_bias)
         active = F.silu(gate_up[:, : self._columns]).mul_(gate_up[:, self._columns :])
