@@ -1,6 +1,7 @@
 """Plan files: the published format, exact round trips, errors with their place."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from vocabulary_strategies import clusters, names, texts
 
 from hexgen.cluster import cluster_to_dict, dump_cluster, parse_cluster
 from hexgen.errors import SpecError
+from hexgen.model import load_model
 from hexgen.plan import (
     DevicePrediction,
     EngineOptions,
@@ -26,6 +28,7 @@ from hexgen.plan import (
     plan_to_dict,
     resolve_cluster,
 )
+from hexgen.validate import check_plan
 from hexgen.yamlfile import parse_yaml, write_yaml
 
 figures = st.just(0.0) | st.floats(1e-12, 1e15)
@@ -181,3 +184,12 @@ def test_what_is_wrong_is_named_with_its_place(value: dict[str, Any], message: s
     with pytest.raises(SpecError) as caught:
         parse_plan(value, "p.yaml")
     assert message in str(caught.value)
+
+
+def test_the_documented_examples_are_read() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text()
+    runs = itertools.groupby(text.splitlines(), key=lambda line: line.startswith("    "))
+    blocks = ["\n".join(line[4:] for line in lines) for indented, lines in runs if indented]
+    cluster = parse_cluster(parse_yaml(blocks[0], "docs"), "docs")
+    plan = parse_plan(parse_yaml(blocks[1], "docs"), "docs")
+    assert check_plan(plan, cluster, load_model(plan.model)).dtype == "float16"
