@@ -61,7 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *arguments: object)
         ({"cluster": {"nodes": [{"name": "a", "device": "abacus", "count": 1}]}}, "abacus"),
         (
             {"cluster": {"nodes": [*NODES[1:], {"name": "a", "device": "cpu", "count": 1, "memory": "1KB"}]}},
-            "memory",
+            "a/0",
         ),
     ],
 )

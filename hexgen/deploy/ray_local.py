@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hexgen.deploy.ray_processes import descendants, end_processes, process_exists
+from hexgen.deploy.ray_processes import children_about, descendants, end_processes, process_exists
 from hexgen.errors import DeploymentError
 
 LOOPBACK = "127.0.0.1"
@@ -122,11 +122,11 @@ def _quiet_node_class() -> Any:
 
 def _end(node: Any, folder: Path, environment: dict[str, str | None]) -> None:
     try:
+        # By what they were started with: an interrupted start has no node to ask.
+        family = [process for pid in children_about(str(folder)) for process in descendants(pid)]
         if node is not None:
-            started = [info.process.pid for infos in node.all_processes.values() for info in infos]
-            family = [process for pid in started for process in descendants(pid)]
             node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
-            end_processes(family, EXIT_GRACE_S)
+        end_processes(family, EXIT_GRACE_S if node is not None else 0.0)
     finally:
         for path in {folder, *_folders}:  # a later instance's driver makes the first one's log folder again
             shutil.rmtree(path, ignore_errors=True)

@@ -53,6 +53,21 @@ def descendants(pid: int) -> list[Process]:
     return found
 
 
+def children_about(text: str) -> list[int]:
+    """This process's own children whose command line holds ``text``."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(entry.name))
+        if fields is None or int(fields[1]) != os.getpid():
+            continue
+        try:
+            if text.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
 def end_processes(processes: list[Process], grace_s: float) -> list[Process]:
     """Wait until all have ended; after ``grace_s`` those still there are killed. Returns the killed ones."""
     left = _still_running(processes, grace_s)
