@@ -17,7 +17,8 @@ from hexgen.scheduler.groups import Group, Topology, even_widths, islands, node_
 from hexgen.scheduler.improve import Budget, Partition, improve, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
 
-_ALL_COUNTS = 8  # pipelines: every number up to this is tried, then every half as many again
+_START_ROUTES = 600  # worked out before no further kinds of starts are tried
+_DEEPEST = 24  # groups of a pipeline on average, where fewer would do
 _DRY_COUNTS = 3  # numbers of pipelines in a row that bring nothing, before larger ones are left out
 _IMPROVED_STARTS = 3
 _KEPT_OF_ONE = 3
@@ -54,13 +55,16 @@ def candidates(solver: RouteSolver, seed: int, deadline: float | None, routes: i
 
 
 def _starts(solver: RouteSolver, deadline: float | None) -> Iterator[Partition]:
-    topology = solver.topology
+    """Every grouping within every kind of domain, the kinds in turn; on large clusters the later ones are cut."""
+    groupings = list(_groupings(solver.topology, solver.cost.model.heads))
     found = False
-    for groups in _groupings(topology, solver.cost.model.heads):
-        for domains in _domains(topology, groups):
-            if found and deadline is not None and time.monotonic() >= deadline:
+    for domains_of in (_by_region, _all_together, _by_node):
+        for groups in groupings:
+            late = deadline is not None and time.monotonic() >= deadline
+            if found and (late or solver.solved >= _START_ROUTES):
                 return
-            for start in _build(solver, domains):
+            domains = domains_of(solver.topology, groups)
+            for start in _build(solver, domains, deadline) if domains else ():
                 found = True
                 yield start
 
@@ -99,43 +103,46 @@ def _island_groupings(topology: Topology, heads: int) -> Iterator[list[Group]]:
             yield rest + [options[min(variant, len(options) - 1)] for options in spans]
 
 
-def _domains(topology: Topology, groups: Sequence[Group]) -> Iterator[list[list[Group]]]:
-    """Within which sets of groups pipelines are formed: all together, or each region by itself."""
-    yield [list(groups)]
-    by_area: dict[str, list[Group]] = {}
-    for group in groups:
-        node = topology.nodes[group.place]
-        by_area.setdefault(node.region or "", []).append(group)
-    if len(by_area) > 1:
-        yield list(by_area.values())
-    by_node: dict[int, list[Group]] = {}
-    for group in groups:
-        by_node.setdefault(group.place, []).append(group)
-    if len(by_node) > 1:
-        yield list(by_node.values())
+def _all_together(topology: Topology, groups: Sequence[Group]) -> list[list[Group]]:
+    return [list(groups)]
 
 
-def _build(solver: RouteSolver, domains: Sequence[Sequence[Group]]) -> list[Partition]:
+def _by_region(topology: Topology, groups: Sequence[Group]) -> list[list[Group]]:
+    """Pipelines within each region; nothing where there is only one, which is the same as all together."""
+    domains: dict[str | None, list[Group]] = {}
+    for group in groups:
+        domains.setdefault(topology.nodes[group.place].region, []).append(group)
+    return list(domains.values()) if len(domains) > 1 else []
+
+
+def _by_node(topology: Topology, groups: Sequence[Group]) -> list[list[Group]]:
+    domains: dict[int, list[Group]] = {}
+    for group in groups:
+        domains.setdefault(group.place, []).append(group)
+    return list(domains.values()) if len(domains) > 1 else []
+
+
+def _build(solver: RouteSolver, domains: Sequence[Sequence[Group]], deadline: float | None) -> list[Partition]:
     """Regular partitions: the best few of one domain; of several, the best of each together."""
     if len(domains) == 1:
-        return _dealt_partitions(solver, domains[0])[:_KEPT_OF_ONE]
+        return _dealt_partitions(solver, domains[0], deadline)[:_KEPT_OF_ONE]
     routes: list[Solution] = []
     spare: list[Group] = []
     for domain in domains:
-        best = _dealt_partitions(solver, domain)
+        best = _dealt_partitions(solver, domain, deadline)
         if best:
             routes.extend(best[0].routes)
             spare.extend(best[0].spare)
         else:
             spare.extend(domain)
-    leftover = _dealt_partitions(solver, spare) if spare and solver.goal != "latency" else []
+    leftover = _dealt_partitions(solver, spare, deadline) if spare and solver.goal != "latency" else []
     if leftover:
         routes.extend(leftover[0].routes)
         spare = list(leftover[0].spare)
     return [make_partition(solver, routes, spare)] if routes else []
 
 
-def _dealt_partitions(solver: RouteSolver, groups: Sequence[Group]) -> list[Partition]:
+def _dealt_partitions(solver: RouteSolver, groups: Sequence[Group], deadline: float | None) -> list[Partition]:
     """The best partition for each number of pipelines, best first; the numbers end where they stop paying."""
     found: list[Partition] = []
     top, dry = -math.inf, 0
@@ -154,22 +161,23 @@ def _dealt_partitions(solver: RouteSolver, groups: Sequence[Group]) -> list[Part
             found.append(best)
         dry = 0 if best is not None and best.value > top else dry + 1
         top = max(top, best.value) if best is not None else top
-        if dry > _DRY_COUNTS and found:
+        late = deadline is not None and time.monotonic() >= deadline
+        if found and (late or dry > _DRY_COUNTS):
             break
     return sorted(found, key=lambda p: -p.value)
 
 
 def _counts(solver: RouteSolver, groups: Sequence[Group]) -> list[int]:
-    """How many pipelines to try: no more than the memory could hold, nor fewer than the layers force."""
+    """How many pipelines to try: no more than the memory could hold, nor so few that they get needlessly deep."""
     layers = solver.cost.model.layers
     tokens = solver.traffic.peak_tokens
     room = sum(solver.cost.profile(group.shape).max_layers(tokens, False, False) for group in groups)
     most = min(len(groups), room // layers)
     counts: list[int] = []
-    count = 1
-    while count <= most:
+    count = 1 if solver.goal == "latency" else min(most, math.ceil(len(groups) / _DEEPEST))
+    while 1 <= count <= most:
         counts.append(count)
-        count = count + 1 if count < _ALL_COUNTS else count + count // 2
+        count += max(1, count // 4)
     if most >= 1 and most not in counts:
         counts.append(most)
     return counts
