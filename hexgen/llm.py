@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import sys
 import threading
+import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -77,6 +79,7 @@ class LLM:
             self._thread = threading.Thread(target=self._loop.run_forever, name="hexgen-llm", daemon=True)
             self._thread.start()
             self._coordinator = self._run(self._start(ready))
+            _close_at_exit(weakref.ref(self))
         except BaseException:
             self.close()
             raise
@@ -215,6 +218,19 @@ class LLM:
         except BaseException:
             future.cancel()
             raise
+
+
+def _close_at_exit(ref: weakref.ref[LLM]) -> None:
+    """A script may simply end: what close() stops must not meet an interpreter that is half gone."""
+
+    def close() -> None:
+        llm = ref()
+        if llm is not None:
+            llm.close()
+
+    # atexit itself comes too late: thread pools, which stopping a deployment needs, have been shut by then.
+    # concurrent.futures registers its own end in the same place; the last registered runs first.
+    getattr(threading, "_register_atexit", atexit.register)(close)
 
 
 def _with_options(ready: Launchable, options: Mapping[str, Any]) -> Launchable:

@@ -249,3 +249,41 @@ def test_a_plan_that_does_not_fit_is_refused(bare: Path) -> None:
     plan = make_plan(cpu_cluster(1, memory_bytes=1000), str(bare), [((0, 4), 1)])
     with pytest.raises(InfeasibleError):
         LLM(str(bare), plan=plan)
+
+
+# ---- the end ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_a_script_may_simply_end(interrupt: bool) -> None:
+    code = f"""
+import os, signal, threading
+from hexgen import LLM, SamplingParams
+llm = LLM({str(BUNDLED)!r})
+if {interrupt}:
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    try:
+        llm.generate(["x"] * 4, SamplingParams(max_tokens=1000, ignore_eos=True))
+    except KeyboardInterrupt:
+        print("interrupted")
+print(len(llm.generate("x", SamplingParams(max_tokens=3, ignore_eos=True))[0].outputs[0].token_ids))
+raise SystemExit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (3, ["interrupted", "3"][not interrupt :], "")
+
+
+@pytest.mark.slow
+def test_a_plan_over_several_nodes_runs_on_ray(tmp_path: Path) -> None:
+    from hexgen.cluster import load_cluster
+    from hexgen.model import load_model
+    from hexgen.plan import dump_plan
+    from hexgen.scheduler import plan
+
+    cluster = load_cluster(BUNDLED.parents[2] / "cluster_specs" / "demo.yaml")
+    dump_plan(plan(cluster, load_model(BUNDLED)), tmp_path / "plan.yaml")
+    with LLM(str(BUNDLED), plan=tmp_path / "plan.yaml") as llm:
+        assert len(llm.plan.stages) > 1
+        output = llm.generate([[5, 6, 7]], GREEDY)[0]
+    assert list(output.outputs[0].token_ids) == greedy(BUNDLED, [5, 6, 7], 12)
