@@ -17,7 +17,7 @@ from hexgen.coordinator.stream import RequestStream
 from hexgen.errors import HexgenError, ModelNotFoundError, RequestError
 from hexgen.request import SamplingParams
 from hexgen.server.auth import authorized
-from hexgen.server.body import MAX_BODY_BYTES, read_json
+from hexgen.server.body import MAX_BODY_BYTES, BodyReader
 from hexgen.server.event_stream import EventStream, aborting_on_disconnect, collect
 from hexgen.server.fields import (
     ChatBody,
@@ -77,10 +77,10 @@ class _KeyCheck:
 class _Api:
     def __init__(self, coordinator: Coordinator, max_body_bytes: int) -> None:
         self._coordinator = coordinator
-        self._max_body_bytes = max_body_bytes
+        self._bodies = BodyReader(max_body_bytes)
 
     async def completions(self, request: Request) -> Response:
-        body = parse_completion(await read_json(request, self._max_body_bytes))
+        body = parse_completion(await self._bodies.read_json(request))
         self._check_model(body.model)
         sampling = sampling_of(body, _COMPLETION_MAX_TOKENS)
         prompts = prompts_of(body.prompt)
@@ -89,7 +89,7 @@ class _Api:
         return await self._answer(request, body, ids, sampling, echoes, chat=False)
 
     async def chat(self, request: Request) -> Response:
-        body = parse_chat(await read_json(request, self._max_body_bytes))
+        body = parse_chat(await self._bodies.read_json(request))
         self._check_model(body.model)
         messages = messages_of(body.messages)
         tokenizer = self._coordinator.tokenizer
