@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hexgen.scheduler.cost import EdgeCost, StageProfile, end_index
 from hexgen.scheduler.figures import KV_FILL
@@ -135,6 +136,7 @@ def divide_for_latency(chain: Chain, layers: int, traffic: Traffic, effort: int 
 # ---- what fits --------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1 << 12)
 def _tokens_for(concurrency: int, traffic: Traffic) -> int:
     """The KV room that `concurrency_for` turns into ``concurrency``."""
     needed = max(traffic.peak_tokens, concurrency * traffic.resident_tokens / KV_FILL if concurrency > 1 else 0.0)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hexgen.scheduler.cost import EdgeCost, StageProfile, end_index
 from hexgen.scheduler.figures import KV_FILL
-from hexgen.scheduler.traffic import Mix, StepLoad, Traffic, mix_of
+from hexgen.scheduler.traffic import Mix, Traffic, alone_mix, mix_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +113,15 @@ def steady(
 
 def alone(parts: tuple[Part, ...], edges: tuple[EdgeCost, ...], back: EdgeCost | None, traffic: Traffic) -> Alone:
     """One request of mean lengths with nobody else on the route."""
-    chunk = min(traffic.prompt, float(traffic.token_budget))
-    prefill = traffic.prefill_load(chunk)
-    stages = [_step_s(part, prefill) for part in parts]
+    mix = alone_mix(traffic)
+    times = [(part.profile.times(mix), end_index(part.embeds, part.samples), part.layers) for part in parts]
+    chunk = mix.mixed.tokens
+    stages = [time.mixed_fixed_s[end] + layers * time.mixed_layer_s for time, end, layers in times]
     delays = sum(edge.delay_s for edge in edges) + (back.delay_s if back else 0.0)
     ttft = sum(stages) + delays + sum(chunk * edge.token_s for edge in edges)
     ttft += (traffic.prompt / chunk - 1) * max(*stages, *(chunk * edge.token_s for edge in edges), 0.0)
-    decode = traffic.decode_load(1.0)
-    tpot = sum(_step_s(part, decode) for part in parts) + delays + sum(edge.token_s for edge in edges)
+    tpot = sum(time.fixed_s[end] + layers * time.layer_s for time, end, layers in times)
+    tpot += delays + sum(edge.token_s for edge in edges)
     latency = ttft + traffic.decodes * tpot
     return Alone(ttft, tpot, latency, traffic.output / latency)
 
@@ -170,7 +171,3 @@ def most_within_limits(
         else:
             high = middle
     return low
-
-
-def _step_s(part: Part, load: StepLoad) -> float:
-    return part.profile.step_s(part.layers, load, part.embeds, part.samples)

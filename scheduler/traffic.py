@@ -131,6 +131,15 @@ class Mix:
         return plain + self.mixed_share * (seconds(self.mixed) - plain)
 
 
+@lru_cache(maxsize=1 << 10)
+def alone_mix(traffic: Traffic) -> Mix:
+    """The steps of one request by itself: its decodes plain, its (first) chunk as the mixed one."""
+    chunk = min(traffic.prompt, float(traffic.token_budget))
+    return Mix(
+        traffic.decode_load(1.0), traffic.prefill_load(chunk), 0.0, 1.0, traffic.chunks + traffic.decodes, 1.0
+    )
+
+
 @lru_cache(maxsize=1 << 16)
 def mix_of(traffic: Traffic, concurrency: float, depth: int) -> Mix:
     """How ``concurrency`` sequences fill the steps of a route of ``depth`` stages."""
