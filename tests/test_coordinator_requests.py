@@ -212,6 +212,16 @@ async def test_what_finds_no_room_waits_in_order_and_the_queue_is_finite() -> No
 
 
 @in_loop
+async def test_thousands_may_wait() -> None:
+    head = ScriptedHead(max_sequences=64, pages=100_000)
+    async with running(head, waiting=AdmissionLimits(10_000, 10**9)) as coordinator:
+        streams = [await coordinator.submit([i % 100], ids(1)) for i in range(3000)]
+        for stream in streams:
+            await finish(stream)
+        assert [s.prompt[0] for s in head.submits] == [i % 100 for i in range(3000)]
+
+
+@in_loop
 async def test_pages_limit_what_is_sent() -> None:
     head = ScriptedHead(pages=10, paused=True)
     async with running(head) as coordinator:

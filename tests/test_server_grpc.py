@@ -213,6 +213,15 @@ def test_model_and_cluster_info(stub: inference_pb2_grpc.InferenceStub) -> None:
     assert route.total_pages > 0
 
 
+def test_the_generated_code_is_of_this_protocol(tmp_path: Path) -> None:
+    protoc = pytest.importorskip("grpc_tools.protoc")
+    root = Path(__file__).parent.parent
+    out = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    assert protoc.main(["protoc", f"-I{root}", *out, str(root / "hexgen/proto/inference.proto")]) == 0
+    for made in (tmp_path / "hexgen/proto").iterdir():
+        assert made.read_text() == (root / "hexgen/proto" / made.name).read_text(), "run `make proto`"
+
+
 def test_health_and_reflection(channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", "hexgen.v1.Inference"):

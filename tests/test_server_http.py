@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -262,6 +263,35 @@ def test_many_disconnects_leave_nothing(server: Served) -> None:
                 next(response.iter_lines())
     server.wait_idle()
     assert post(server, prompt="x", max_tokens=1).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_a_third_of_them_left(server: Served) -> None:
+    async def all_of_them() -> None:
+        gate = asyncio.Semaphore(32)
+        async with httpx.AsyncClient(base_url=server.http, timeout=120) as http:
+
+            async def one(i: int) -> None:
+                fields = {"prompt": [i % 50 + 5, i % 7 + 5] * (1 + i % 20), "ignore_eos": True, "stream": True}
+                leave = i % 3 == 0
+                async with (
+                    gate,
+                    http.stream(
+                        "POST", "/v1/completions", json={**fields, "max_tokens": 200 if leave else 1 + i % 8}
+                    ) as response,
+                ):
+                    assert response.status_code == 200
+                    lines = []
+                    async for line in response.aiter_lines():
+                        lines.append(line)
+                        if leave and line:
+                            return
+                    assert lines[-2:] == ["data: [DONE]", ""]
+
+            await asyncio.gather(*(one(i) for i in range(1000)))
+
+    asyncio.run(all_of_them())
+    server.wait_idle(60)
 
 
 # ---- what is refused ------------------------------------------------------------------------------

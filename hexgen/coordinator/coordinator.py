@@ -109,7 +109,7 @@ class Coordinator:
 
     @property
     def healthy(self) -> bool:
-        return self._dispatcher.router.any_up and not self._stopping
+        return bool(self._dispatcher.router.up) and not self._stopping
 
     @property
     def max_context(self) -> int:

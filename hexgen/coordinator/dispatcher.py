@@ -82,7 +82,10 @@ class Dispatcher:
     def _pump(self) -> None:
         """Send waiting requests to routes with room, in order; never past one that waits for the same route."""
         blocked: set[int] = set()
+        up = self.router.up
         for stream in self.queue.snapshot():
+            if up and blocked >= up:
+                return
             able = self.router.able(stream.need)
             if not able:
                 self.queue.remove(stream)
@@ -205,7 +208,8 @@ class Dispatcher:
         for number in tuple(stream.numbers):
             self._forget_sequence(stream, number)
         self._release_reservation(stream)
-        self.queue.remove(stream)
+        if stream.route is None:
+            self.queue.remove(stream)
         self.streams.pop(stream.request_id, None)
         stream.finish(now_s, error)
         self._observe(stream, outcome, now_s)

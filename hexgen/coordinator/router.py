@@ -88,8 +88,8 @@ class Router:
         return {s.route for s in self.routes.values() if s.takes(need)}
 
     @property
-    def any_up(self) -> bool:
-        return any(s.up for s in self.routes.values())
+    def up(self) -> set[int]:
+        return {s.route for s in self.routes.values() if s.up}
 
     @property
     def max_context(self) -> int:
