@@ -19,7 +19,7 @@ from hexgen.worker.kv import KVLayer, KVPool
 
 # A group of decodes is gathered, then attended. On a CPU both should happen while the group is in the core's
 # cache; on a GPU one launch for everything is best.
-GATHER_BYTES_CPU = 512 * 1024
+GATHER_BYTES_CPU = 1024 * 1024
 GATHER_BYTES_CUDA = 512 * 1024 * 1024
 # Groups are split where padding would more than double what is gathered.
 MAX_PADDING = 2.0
@@ -60,30 +60,23 @@ class HeadLayout:
 
 @dataclass(frozen=True, slots=True)
 class _Gather:
-    """Pages to bring together: ``blocks`` index ``KVLayer.blocks`` in the order (sequence, side, head, page)."""
+    """Pages to bring together, and where: all views are made once a step, since making one costs a microsecond."""
 
-    blocks: torch.Tensor
-    sequences: int
-    tokens: int  # of each sequence, padding included
+    blocks: torch.Tensor  # indices into ``KVLayer.blocks``, in the order (sequence, side, head, page)
+    buffer: torch.Tensor  # [blocks, page_size * head_dim], the pool's scratch: valid until the next gather
+    keys: torch.Tensor  # [sequences, kv_heads, tokens, head_dim], a view of ``buffer``
+    values: torch.Tensor  # the same
 
-    def run(self, layer: KVLayer) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values ``[sequences, kv_heads, tokens, head_dim]``, valid until the next gather."""
-        pool = layer.pool
-        width = pool.page_size * pool.head_dim
-        buffer = pool.scratch(self.blocks.shape[0] * width)
-        torch.index_select(layer.blocks, 0, self.blocks, out=buffer.view(-1, width))
-        both = buffer.view(self.sequences, 2, pool.kv_heads, self.tokens, pool.head_dim)
-        return both[:, 0], both[:, 1]
+    def run(self, layer: KVLayer) -> None:
+        torch.index_select(layer.blocks, 0, self.blocks, out=self.buffer)
 
 
 @dataclass(frozen=True, slots=True)
 class _DecodeGroup:
-    """Rows ``[row, row + sequences)``, one query each."""
+    """Some of the single rows, in order, one query each."""
 
-    row: int
     gather: _Gather
-    mask: torch.Tensor | None  # [sequences, 1, 1, tokens] additive
-    keep: tuple[int, int] | None  # one sequence alone: gathered positions that it sees
+    mask: torch.Tensor | None  # [sequences, 1, 1, tokens] additive; None: every key counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +95,8 @@ class AttentionPlan:
 
     prefills: tuple[_Prefill, ...]
     groups: tuple[_DecodeGroup, ...]
+    group_sizes: tuple[int, ...]
+    first_single: int  # row of the first decode
 
 
 def attend(
@@ -118,32 +113,34 @@ def attend(
     """
     layer.rows.index_copy_(0, _write_rows(batch, layer.pool), kv.reshape(-1, heads.head_dim))
     plan = plan_attention(batch, layer.pool, window)
-    tokens = q.shape[0]
-    if len(plan.groups) == 1 and not plan.prefills:
-        return _decode(q, plan.groups[0], layer, heads).reshape(tokens, -1)
+    tokens, single = q.shape[0], plan.first_single
+    if not plan.prefills:
+        return _decode(q, plan, layer, heads).reshape(tokens, -1)
     out = torch.empty((tokens, heads.query_heads, heads.head_dim), dtype=q.dtype, device=q.device)
     for run in plan.prefills:
         rows = slice(run.row, run.row + run.length)
         if run.gather is None:
             keys, values = kv[rows, 0].transpose(0, 1), kv[rows, 1].transpose(0, 1)
         else:
-            keys, values = (side[0] for side in run.gather.run(layer))
+            run.gather.run(layer)
+            keys, values = run.gather.keys[0], run.gather.values[0]
         _prefill(q[rows], heads.spread(keys, 0), heads.spread(values, 0), run, heads, out[rows])
-    for group in plan.groups:
-        rows = slice(group.row, group.row + group.gather.sequences)
-        mixed = _decode(q[rows], group, layer, heads)
-        out[rows].view(mixed.shape).copy_(mixed)
+    if plan.groups:
+        mixed = _decode(q[single:], plan, layer, heads)
+        out[single:].view(mixed.shape).copy_(mixed)
     return out.view(tokens, -1)
 
 
-def _decode(q: torch.Tensor, group: _DecodeGroup, layer: KVLayer, heads: HeadLayout) -> torch.Tensor:
+def _decode(q: torch.Tensor, plan: AttentionPlan, layer: KVLayer, heads: HeadLayout) -> torch.Tensor:
     """One query a sequence -> ``[sequences, kv_heads, group, head_dim]``; a KV head's queries share one read."""
-    keys, values = group.gather.run(layer)
-    if group.keep is not None:
-        keys, values = keys[:, :, slice(*group.keep)], values[:, :, slice(*group.keep)]
-    keys, values = heads.spread(keys, 1), heads.spread(values, 1)
-    queries = q.view(group.gather.sequences, -1, heads.group, heads.head_dim)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=group.mask)
+    queries = q.view(q.shape[0], -1, heads.group, heads.head_dim).split_with_sizes(plan.group_sizes)
+    mixed = []
+    for part, group in zip(queries, plan.groups, strict=True):
+        gather = group.gather
+        gather.run(layer)
+        keys, values = heads.spread(gather.keys, 1), heads.spread(gather.values, 1)
+        mixed.append(F.scaled_dot_product_attention(part, keys, values, attn_mask=group.mask))
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
 def _prefill(
@@ -179,9 +176,12 @@ def plan_attention(batch: BatchInputs, pool: KVPool, window: int | None) -> Atte
     """The step's plan for ``window``, made on first use. A batch belongs to one pool."""
     plan = batch.memo.get(("attention", window))
     if plan is None:
+        groups = tuple(_plan_decodes(batch.decodes, pool, window, batch.device))
         plan = AttentionPlan(
             prefills=tuple(_plan_prefill(run, pool, window, batch.device) for run in batch.prefills),
-            groups=tuple(_plan_decodes(batch.decodes, pool, window, batch.device)),
+            groups=groups,
+            group_sizes=tuple(group.gather.keys.shape[0] for group in groups),
+            first_single=batch.decodes.row,
         )
         batch.memo[("attention", window)] = plan
     known: AttentionPlan = plan
@@ -196,7 +196,7 @@ def _plan_prefill(run: PrefillRun, pool: KVPool, window: int | None, device: tor
         first_page = _first_seen(run.start, window) // pool.page_size
         first = first_page * pool.page_size
         gather = _gather(run.pages[None, first_page:], pool, device)
-    n_keys = run.length if gather is None else gather.tokens
+    n_keys = run.length if gather is None else gather.keys.shape[2]
     keys = first + torch.arange(n_keys, device=device)
     masks: list[tuple[int, torch.Tensor | None]] = []
     block = max(1, MASK_ELEMENTS // n_keys)
@@ -228,14 +228,13 @@ def _plan_decodes(decodes: Decodes, pool: KVPool, window: int | None, device: to
                 table[j, : counts[m]] = decodes.pages[m][first_pages[m] :]
             begins = [first_pages[m] * size for m in members]
             at = [positions[m] for m in members]
-            groups.append(_decode_group(decodes.row + begin, table, begins, at, pool, window, device))
+            groups.append(_decode_group(table, begins, at, pool, window, device))
         if i < len(counts):
             begin, used, longest = i, counts[i], counts[i]
     return groups
 
 
 def _decode_group(
-    row: int,
     table: Ints,
     begins: list[int],
     positions: list[int],
@@ -243,14 +242,15 @@ def _decode_group(
     window: int | None,
     device: torch.device,
 ) -> _DecodeGroup:
-    gather = _gather(table, pool, device)
+    """``table`` ``[sequences, pages]``; its first page begins at position ``begins`` of each sequence."""
     if len(positions) == 1:
-        keep = (_first_seen(positions[0], window) - begins[0], positions[0] + 1 - begins[0])
-        return _DecodeGroup(row, gather, None, None if keep == (0, gather.tokens) else keep)
+        seen = slice(_first_seen(positions[0], window) - begins[0], positions[0] + 1 - begins[0])
+        return _DecodeGroup(_gather(table, pool, device, seen), None)
+    gather = _gather(table, pool, device)
     bounds = torch.tensor((begins, positions), device=device)
-    keys = bounds[0, :, None] + torch.arange(gather.tokens, device=device)
+    keys = bounds[0, :, None] + torch.arange(gather.keys.shape[2], device=device)
     mask = _mask(bounds[1, :, None], keys, window, pool.dtype)
-    return _DecodeGroup(row, gather, mask[:, None, None, :], None)
+    return _DecodeGroup(gather, mask[:, None, None, :])
 
 
 def _first_seen(position: int, window: int | None) -> int:
@@ -265,15 +265,15 @@ def _mask(queries: torch.Tensor, keys: torch.Tensor, window: int | None, dtype: 
     return torch.zeros(hidden.shape, dtype=dtype, device=keys.device).masked_fill_(hidden, float("-inf"))
 
 
-def _gather(table: Ints, pool: KVPool, device: torch.device) -> _Gather:
-    """``table`` ``[sequences, pages]`` -> block indices in the order (sequence, side, head, page)."""
+def _gather(table: Ints, pool: KVPool, device: torch.device, seen: slice = slice(None)) -> _Gather:
+    """``table`` ``[sequences, pages]``; ``seen`` limits the keys and values to some of the gathered tokens."""
     sides = np.arange(2 * pool.kv_heads)
-    blocks = table[:, None, :] * (2 * pool.kv_heads) + sides[:, None]
-    return _Gather(
-        blocks=torch.from_numpy(blocks.reshape(-1)).to(device),
-        sequences=table.shape[0],
-        tokens=table.shape[1] * pool.page_size,
-    )
+    blocks = (table[:, None, :] * (2 * pool.kv_heads) + sides[:, None]).reshape(-1)
+    width = pool.page_size * pool.head_dim
+    buffer = pool.scratch(blocks.size * width)
+    sequences, tokens = table.shape[0], table.shape[1] * pool.page_size
+    both = buffer.view(sequences, 2, pool.kv_heads, tokens, pool.head_dim)[:, :, :, seen]
+    return _Gather(torch.from_numpy(blocks).to(device), buffer.view(-1, width), both[:, 0], both[:, 1])
 
 
 def reference_attention(

@@ -80,7 +80,10 @@ class KVPool:
         return self._layers[index]
 
     def scratch(self, elements: int) -> torch.Tensor:
-        """A flat buffer, valid until the next call. Reused: fresh memory costs a page fault every 4 KiB."""
+        """A flat buffer that every call shares. Reused: fresh memory costs a page fault every 4 KiB.
+
+        It grows by replacement: views of the smaller one from before stay valid.
+        """
         if self._scratch.numel() < elements:
             self._scratch = torch.empty(elements, dtype=self.dtype, device=self.device)
         return self._scratch[:elements]
