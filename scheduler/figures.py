@@ -6,8 +6,10 @@ within a few tens of percent; measured tables replace them through the same `Cos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from hexgen.catalogue import DEVICE_TYPES
 from hexgen.cluster import DeviceType
 
 
@@ -49,18 +51,19 @@ _GPU = KindFigures(
     batching_s=200e-6,
 )
 
-# CPU workers: the catalogue's `cpu` figures are measured ones, so the shares are near 1. The time of an operation
-# of a small model is PyTorch's dispatch: about 25 operations a layer. gloo's own latency on loopback sits in the
-# `shm` link; what is added here is the wake-up of a thread that shares its cores with others.
+# CPU workers: the catalogue's `cpu` figures are measured with large operands; products of a few rows reach half of
+# that. The time of an operation of a small model is PyTorch's dispatch: about 25 operations a layer, and attention
+# is called once for each sequence. gloo's latency on loopback sits in the `shm` link; what is added here is the
+# wake-up of a thread that shares its cores with others. Fitted to the bundled model's steps, 1 to 16 sequences.
 _CPU = KindFigures(
-    compute_share=0.80,
-    bandwidth_share=0.90,
-    attention_compute_share=0.40,
+    compute_share=0.50,
+    bandwidth_share=0.75,
+    attention_compute_share=0.30,
     attention_bandwidth_share=0.50,
     link_share=0.80,
     layer_launch_s=0.0,
     layer_overhead_s=160e-6,
-    sequence_layer_s=8e-6,
+    sequence_layer_s=25e-6,
     all_reduce_s=40e-6,
     hop_s=150e-6,
     step_s=300e-6,
@@ -78,8 +81,20 @@ KV_FILL = 0.95
 EMULATED_SHARE = 0.5
 
 
+_SOFTWARE = (
+    "layer_launch_s", "layer_overhead_s", "sequence_layer_s", "all_reduce_s", "hop_s", "step_s", "sample_row_s",
+    "batching_s",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
 def figures_of(device: DeviceType) -> KindFigures:
-    return FIGURES.get(device.kind, _GPU)
+    """The figures of the device's kind; a CPU worker with a part of a core runs its software as much slower."""
+    figures = FIGURES.get(device.kind, _GPU)
+    slowness = DEVICE_TYPES["cpu"].bandwidth_bytes_s / device.bandwidth_bytes_s if device.kind == "cpu" else 1.0
+    if slowness <= 1:
+        return figures
+    return replace(figures, **{name: getattr(figures, name) * slowness for name in _SOFTWARE})
 
 
 def flops_of(device: DeviceType, dtype: str) -> float:
