@@ -7,7 +7,7 @@ import atexit
 import sys
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -18,6 +18,7 @@ from hexgen.coordinator.coordinator import Coordinator, CoordinatorLimits, Serve
 from hexgen.coordinator.stream import RequestStream, RequestUpdate, merge
 from hexgen.coordinator.tokenizer import Tokenizer, load_tokenizer
 from hexgen.errors import EngineError, RequestError, SpecError, UnavailableError
+from hexgen.llm_inputs import Prompt, Prompts, as_prompts, one_each
 from hexgen.plan import EngineOptions, Plan
 from hexgen.request import RequestOutput, SamplingParams
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from hexgen.deploy.base import Deployment
     from hexgen.deploy.ray_launch import Launchable
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
-Prompts = Prompt | Sequence[Prompt]
 Message = Mapping[str, str]
 T = TypeVar("T")
 
@@ -111,8 +110,8 @@ class LLM:
         ``prompts`` is one or a list of them. One ``sampling_params`` for all (default: its own), or one each.
         ``use_tqdm`` shows progress on standard error. ``RequestError`` where any prompt or parameter is wrong.
         """
-        given = _prompts(prompts)
-        return self._run(self._generate(given, _each(sampling_params, len(given)), use_tqdm))
+        given = as_prompts(prompts)
+        return self._run(self._generate(given, one_each(sampling_params, len(given)), use_tqdm))
 
     def chat(
         self,
@@ -135,13 +134,13 @@ class LLM:
             self.tokenizer.encode(self.tokenizer.render_chat(c, add_generation_prompt), add_special_tokens=False)
             for c in conversations
         ]
-        return self._run(self._generate(prompts, _each(sampling_params, len(prompts)), use_tqdm))
+        return self._run(self._generate(prompts, one_each(sampling_params, len(prompts)), use_tqdm))
 
     def generate_stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> Iterator[RequestUpdate]:
         """Updates of one request as they come. Leaving the loop early aborts it."""
-        (given,) = _prompts([prompt])
+        (given,) = as_prompts([prompt])
         updates = self._open_coordinator().generate(given, sampling_params or SamplingParams())
         try:
             while (update := self._run(_next(updates))) is not None:
@@ -259,37 +258,6 @@ def _deploy(ready: Launchable, backend: str, ray_address: str | None) -> Deploym
     from hexgen.deploy.in_process import InProcessDeployment
 
     return InProcessDeployment(ready.plan, ready.cluster, ready.model_path)
-
-
-def _prompts(prompts: Prompts) -> list[str | tuple[int, ...]]:
-    """One or many prompts, in any of the ways they may be written."""
-    if isinstance(prompts, str | Mapping):
-        return [_prompt(prompts)]
-    if not isinstance(prompts, Iterable):
-        raise RequestError("must be a text, token ids, or a list of them", where="prompts")
-    items: list[Any] = list(prompts)
-    if items and all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-        return [tuple(items)]
-    return [_prompt(item) for item in items]
-
-
-def _prompt(prompt: Any) -> str | tuple[int, ...]:
-    if isinstance(prompt, Mapping):
-        ids = prompt.get("prompt_token_ids")
-        prompt = ids if ids is not None else prompt.get("prompt")
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, Sequence):
-        return tuple(prompt)
-    raise RequestError("must be a text, token ids, or a dict with prompt or prompt_token_ids", where="prompts")
-
-
-def _each(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
-    if sampling is None or isinstance(sampling, SamplingParams):
-        return [sampling or SamplingParams()] * count
-    if len(sampling) != count:
-        raise RequestError(f"there are {len(sampling)} for {count} prompts", where="sampling_params")
-    return sampling
 
 
 async def _next(updates: Any) -> RequestUpdate | None:
