@@ -73,4 +73,4 @@ class QueueFullError(HexgenError):
 
 
 class UnavailableError(HexgenError):
-    """No route can take the request now: stages are down or the engine is stopping (HTTP 503, gRPC UNAVAILABLE)."""
+    """No route can take the request now: stages are down, or the engine stops (HTTP 503, gRPC UNAVAILABLE)."""

@@ -25,6 +25,7 @@ from hexgen.request import RequestOutput, SamplingParams
 if TYPE_CHECKING:
     from hexgen.deploy.base import Deployment
     from hexgen.deploy.ray_launch import Launchable
+    from hexgen.worker.report import RankReport
 
 Message = Mapping[str, str]
 T = TypeVar("T")
@@ -172,6 +173,10 @@ class LLM:
             for stream in streams:
                 stream.abort()
         return [answer.output() for answer in answers]
+
+    def reports(self) -> dict[str, RankReport]:
+        """What each device holds and where the time of its steps went, by device id."""
+        return self._deployment.reports()
 
     # ---- life ------------------------------------------------------------------------------------------------
 
