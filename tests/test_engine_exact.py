@@ -77,7 +77,7 @@ PLANS = {
     "stages-3-1": [((0, 3), [2, 1, 1]), ((3, 4), 1)],
     "stages-2-1-3": [((0, 2), 2), ((2, 3), 1), ((3, 4), 3)],
 }
-FAMILY_PLANS = ("tp2-unequal", "stages-1-2")
+FAMILY_PLANS = ("stages-1-2", pytest.param("tp2-unequal", marks=pytest.mark.slow))
 FAMILIES = tuple(v for v in oracle.VARIANTS if v != "llama")
 
 

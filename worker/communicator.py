@@ -7,23 +7,18 @@ told to listen on.
 
 from __future__ import annotations
 
-import os
 import socket
-import threading
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import Store, TCPStore
 
-from hexgen.errors import DeploymentError, EngineError
+from hexgen.errors import DeploymentError
 from hexgen.worker.links import Links, connect_links, never
+from hexgen.worker.process_group import ProcessGroupCommunicator, connect_group
 
-# A stage waits for its next step for as long as nobody asks for anything: no wait of ours may time out on its own.
-FOREVER = timedelta(days=3650)
 CONNECT_TIMEOUT = timedelta(seconds=120)
 # CPU tensors up to this size go over direct sockets: a decode step's. Beyond it gloo's bandwidth wins.
 DIRECT_BYTES = 64 * 1024
@@ -73,46 +68,6 @@ class SoloCommunicator:
         return
 
 
-class ProcessGroupCommunicator:
-    """A communicator over one torch.distributed process group that was built without a global world."""
-
-    def __init__(self, group: dist.ProcessGroup, rank: int, size: int) -> None:
-        self._group: dist.ProcessGroup | None = group
-        self.rank = rank
-        self.size = size
-
-    @property
-    def group(self) -> dist.ProcessGroup:
-        if self._group is None:
-            raise EngineError("this communicator is closed")
-        return self._group
-
-    def all_reduce(self, tensor: torch.Tensor) -> None:
-        self.group.allreduce([tensor]).wait()
-
-    def broadcast(self, tensor: torch.Tensor, root: int = 0) -> None:
-        options = dist.BroadcastOptions()
-        options.rootRank = root
-        self.group.broadcast([tensor], options).wait()
-
-    def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        self.group.allgather([parts], [tensor]).wait()
-        return parts
-
-    def send(self, tensor: torch.Tensor, to: int) -> None:
-        self.group.send([tensor], to, 0).wait()
-
-    def recv(self, tensor: torch.Tensor, source: int) -> None:
-        self.group.recv([tensor], source, 0).wait()
-
-    def close(self) -> None:
-        """Drop the group. Peers that wait in it wake with an error (gloo) once nobody here is inside a call."""
-        if self._group is not None and is_nccl(self._group):
-            self._group.abort()
-        self._group = None
-
-
 class CpuCommunicator:
     """CPU tensors: small ones over direct sockets, large ones through gloo.
 
@@ -127,9 +82,7 @@ class CpuCommunicator:
         self._others = tuple(r for r in range(size) if r != rank)
         self._inbox = {r: bytearray(DIRECT_BYTES) for r in self._others}
         self._views: dict[tuple[torch.dtype, int], list[tuple[memoryview, torch.Tensor]]] = {}
-        for (
-            r
-        ) in self._others:  # room for the messages that _exchange may leave unread, whatever the system's default
+        for r in self._others:  # room for what _exchange may leave unread, whatever the system's default
             links.socket(r).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * DIRECT_BYTES)
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
@@ -203,8 +156,42 @@ class CpuCommunicator:
         return parts
 
 
-def is_nccl(group: dist.ProcessGroup) -> bool:
-    return dist.is_nccl_available() and isinstance(group, cast(Any, dist.ProcessGroupNCCL))
+class HostStagedCommunicator:
+    """CUDA tensors through host memory, for ranks that NCCL will not join: two on the same GPU."""
+
+    def __init__(self, on_host: CpuCommunicator) -> None:
+        self._on_host = on_host
+        self.rank = on_host.rank
+        self.size = on_host.size
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        host = tensor.cpu()
+        self._on_host.all_reduce(host)
+        tensor.copy_(host)
+
+    def broadcast(self, tensor: torch.Tensor, root: int = 0) -> None:
+        host = tensor.cpu()
+        self._on_host.broadcast(host, root)
+        tensor.copy_(host)
+
+    def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        return [part.to(tensor.device) for part in self._on_host.all_gather(tensor.cpu())]
+
+    def send(self, tensor: torch.Tensor, to: int) -> None:
+        self._on_host.send(tensor.cpu(), to)
+
+    def recv(self, tensor: torch.Tensor, source: int) -> None:
+        host = torch.empty_like(tensor, device="cpu")
+        self._on_host.recv(host, source)
+        tensor.copy_(host)
+
+    def close(self) -> None:
+        self._on_host.close()
+
+
+def physical_device(device: torch.device) -> str:
+    """Tells GPUs apart over all processes and nodes; every CPU is the same."""
+    return f"cuda {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else "cpu"
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -242,75 +229,22 @@ def connect(
     listen_host: str,
     cancelled: Callable[[], bool] = never,
 ) -> Communicator:
-    """Join the group ``name``; blocks until all ``size`` ranks have. ``device`` chooses NCCL or gloo.
+    """Join the group ``name``; blocks until all ``size`` ranks have. NCCL where each has a GPU of its own.
 
     ``cancelled`` is asked while waiting; once it says True, ``DeploymentError`` is raised.
     """
     if size == 1:
         return SoloCommunicator()
+    store.set(f"{name}/device/{rank}", physical_device(device))
     links = connect_links(store, f"{name}/links", rank, range(size), listen_host=listen_host, cancelled=cancelled)
     # Everybody is there now: building the group cannot wait long for anybody.
-    group = connect_group(store, name, rank, size, device=device, listen_host=listen_host)
-    if device.type == "cuda":
+    devices = [store.get(f"{name}/device/{r}") for r in range(size)]
+    if len(set(devices)) == size and b"cpu" not in devices:
         links.close()
-        return group
-    return CpuCommunicator(links, group, rank, size)
-
-
-def connect_group(
-    store: Store, name: str, rank: int, size: int, *, device: torch.device, listen_host: str
-) -> ProcessGroupCommunicator:
-    """A bare NCCL or gloo group. Every rank must be known to come: there is no way to give up the wait."""
-    prefixed = PrefixStore(name, store)
-    if device.type == "cuda":
-        return ProcessGroupCommunicator(_nccl(prefixed, rank, size), rank, size)
-    return ProcessGroupCommunicator(_gloo(prefixed, rank, size, listen_host), rank, size)
-
-
-def _nccl(store: Store, rank: int, size: int) -> dist.ProcessGroup:
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = FOREVER
-    return cast(dist.ProcessGroup, dist.ProcessGroupNCCL(store, rank, size, options))  # offers the same calls
-
-
-def _gloo(store: Store, rank: int, size: int, listen_host: str) -> dist.ProcessGroup:
-    gloo: Any = dist.ProcessGroupGloo
-    options = gloo._Options()
-    options._timeout = FOREVER
-    options._threads = 1
-    options._devices = [_gloo_device(listen_host)]
-    return cast(dist.ProcessGroup, gloo(store, rank, size, options))  # offers the same calls
-
-
-_devices: dict[str, object] = {}
-_devices_lock = threading.Lock()
-
-
-def _gloo_device(host: str) -> object:
-    """One gloo device (a listening socket and a polling thread) a process and address."""
-    with _devices_lock:
-        if host not in _devices:
-            _devices[host] = dist.ProcessGroupGloo.create_device(hostname=host)
-            _calm_gloo_threads()
-        return _devices[host]
-
-
-def _calm_gloo_threads() -> None:
-    """Keep gloo's polling thread from preempting the thread that it waits for.
-
-    gloo's poll loop skips a connection whose lock another thread holds and polls again at once. Where a sender is
-    preempted by that very loop, on its own core, in the middle of its write, the loop spins for a whole scheduler
-    slice (4 ms measured, against 0.1 ms for the transfer itself) before the sender can go on. A SCHED_BATCH thread
-    never preempts on wake-up, so the sender finishes first. Needs no privilege; Linux only, harmless elsewhere.
-    """
-    if not hasattr(os, "SCHED_BATCH"):
-        return
-    for comm in Path("/proc/self/task").glob("*/comm"):
-        try:
-            if comm.read_text().startswith("gloo"):
-                os.sched_setscheduler(int(comm.parent.name), os.SCHED_BATCH, os.sched_param(0))
-        except (OSError, ValueError):  # the thread has ended, or a sandbox forbids it: slower, never wrong
-            continue
+        return connect_group(store, name, rank, size, device=device, listen_host=listen_host)
+    large = connect_group(store, name, rank, size, device=torch.device("cpu"), listen_host=listen_host)
+    on_host = CpuCommunicator(links, large, rank, size)
+    return on_host if device.type == "cpu" else HostStagedCommunicator(on_host)
 
 
 def _family(host: str) -> socket.AddressFamily:

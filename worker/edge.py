@@ -20,9 +20,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from hexgen.errors import EngineError
-from hexgen.worker.communicator import ProcessGroupCommunicator, connect_group, is_nccl
+from hexgen.worker.communicator import physical_device
 from hexgen.worker.framing import INLINE_BYTES, Frame, FrameKind, FrameReader, Place, write_frame
 from hexgen.worker.links import Links, connect_links
+from hexgen.worker.process_group import ProcessGroupCommunicator, connect_group, is_nccl
 
 _cuda: Any = torch.cuda  # whose classes have untyped constructors
 _FACTS_BYTES = 64
@@ -180,7 +181,7 @@ def open_edge(
     links = connect_links(store, f"{name}/links", side, (0, 1), listen_host=listen_host, cancelled=cancelled)
     group = None
     if tensors:
-        mine = _facts(device)
+        mine = physical_device(device).encode().ljust(_FACTS_BYTES)[:_FACTS_BYTES]
         links.send(peer, mine)
         theirs = bytearray(_FACTS_BYTES)
         links.recv_into(peer, memoryview(theirs))
@@ -190,10 +191,3 @@ def open_edge(
         )
     kind = EdgeSender if side == SENDER else EdgeReceiver
     return kind(name, peer, links, group, device)
-
-
-def _facts(device: torch.device) -> bytes:
-    """Which physical device this is, so that the other side can tell whether it has the same one."""
-    if device.type != "cuda":
-        return b"cpu".ljust(_FACTS_BYTES)
-    return f"cuda {torch.cuda.get_device_properties(device).uuid}".encode().ljust(_FACTS_BYTES)[:_FACTS_BYTES]

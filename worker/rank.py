@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,10 @@ import torch
 
 from hexgen.errors import DeploymentError, EngineError, HexgenError
 from hexgen.memory import rank_buffers_bytes
-from hexgen.worker.checkpoint import Checkpoint, torch_dtype
-from hexgen.worker.communicator import Communicator, connect, connect_store
+from hexgen.worker.checkpoint import Checkpoint
 from hexgen.worker.config import RankConfig
-from hexgen.worker.edge import EdgeReceiver, EdgeSender, open_edge
-from hexgen.worker.group import Followers, Leader
+from hexgen.worker.connections import Connections, open_connections
 from hexgen.worker.head import RouteHead
-from hexgen.worker.links import connect_links
 from hexgen.worker.report import RankReport
 from hexgen.worker.stage import Event, FollowerLoop, LeaderLoop, Stopped, receive_into
 from hexgen.worker.stage_model import StageModel
@@ -41,30 +38,15 @@ class _Loaded:
     """Everything that ``load`` made and ``stop`` takes apart."""
 
     config: RankConfig
-    communicator: Communicator
-    senders: dict[tuple[str, str], EdgeSender] = field(default_factory=dict)
-    receivers: list[EdgeReceiver] = field(default_factory=list)
-    followers: Followers | None = None
-    leader: Leader | None = None
-    heads: dict[int, RouteHead] = field(default_factory=dict)
-    model: StageModel | None = None
-    runner: StepRunner | None = None
-    bytes_read: int = 0
-
-    def connections(self) -> list[EdgeSender | EdgeReceiver | Followers | Leader]:
-        group = [side for side in (self.followers, self.leader) if side is not None]
-        return [*self.senders.values(), *self.receivers, *group]
-
-    def shutdown(self) -> None:
-        for connection in self.connections():
-            connection.shutdown()
+    connections: Connections
+    model: StageModel
+    runner: StepRunner
+    heads: dict[int, RouteHead]
 
     def close(self) -> None:
         for head in self.heads.values():
             head.close()
-        for connection in self.connections():
-            connection.close()
-        self.communicator.close()
+        self.connections.close()
 
 
 class StageRank:
@@ -124,25 +106,25 @@ class StageRank:
             self._progress = (0, 0)
             sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
             checkpoint = Checkpoint(config.model_path)  # a broken one is found before anybody is kept waiting
-            loaded = None
+            connections = None
             try:
-                loaded = self._connect(config)
+                connections = open_connections(config, self._stopping.is_set)
                 with torch.inference_mode():
-                    model = StageModel(config, checkpoint, loaded.communicator, self._note_progress)
-                    loaded.runner = StepRunner(config, model, loaded.communicator)
-                loaded.model = model
-                loaded.bytes_read = model.bytes_read
-                for role in config.routes:
-                    if role.embeds and config.rank == 0:
-                        loaded.heads[role.route] = RouteHead(config, role, self._inbox.put)
+                    model = StageModel(config, checkpoint, connections.communicator, self._note_progress)
+                    runner = StepRunner(config, model, connections.communicator)
+                heads = {
+                    role.route: RouteHead(config, role, self._inbox.put)
+                    for role in config.routes
+                    if role.embeds and config.rank == 0
+                }
             except BaseException:
-                if loaded is not None:
-                    loaded.shutdown()
-                    loaded.close()
+                if connections is not None:
+                    connections.shutdown()
+                    connections.close()
                 raise
             finally:
                 checkpoint.close()
-            self._loaded = loaded
+            self._loaded = _Loaded(config, connections, model, runner, heads)
 
     def progress(self) -> tuple[int, int]:
         """Bytes of weights read so far, and of all that this rank reads (0 before that is known)."""
@@ -152,21 +134,22 @@ class StageRank:
         """Begin to serve. Returns the port of each route that begins on this rank."""
         with self._lock:
             loaded = self._loaded
-            if loaded is None or loaded.runner is None or self._loop is not None:
+            if loaded is None or self._loop is not None:
                 raise DeploymentError("a rank starts once, after it has loaded")
             where = _where(loaded.config)
+            connections = loaded.connections
             run: Callable[[], None]
-            if loaded.leader is not None:
-                run = FollowerLoop(loaded.runner, loaded.leader).run
+            if connections.leader is not None:
+                run = FollowerLoop(loaded.runner, connections.leader).run
             else:
                 roles = {role.route: role for role in loaded.config.routes}
                 run = LeaderLoop(
-                    loaded.runner, roles, loaded.heads, loaded.senders, loaded.followers, self._inbox
+                    loaded.runner, roles, loaded.heads, connections.senders, connections.followers, self._inbox
                 ).run
-                for receiver in loaded.receivers:
+                for receiver in connections.receivers:
                     self._spawn(partial(receive_into, receiver, self._inbox), f"hexgen-{receiver.name}")
-                if loaded.followers is not None:
-                    self._spawn(partial(loaded.followers.watch, self._failed), "hexgen-watch")
+                if connections.followers is not None:
+                    self._spawn(partial(connections.followers.watch, self._failed), "hexgen-watch")
                 for head in loaded.heads.values():
                     head.open()
             self._loop = threading.Thread(
@@ -185,7 +168,7 @@ class StageRank:
 
     def report(self) -> RankReport:
         loaded = self._loaded
-        if loaded is None or loaded.runner is None or loaded.model is None:
+        if loaded is None:
             raise DeploymentError("a rank that is not loaded has nothing to report")
         config = loaded.config
         compute_s, wait_s, transfer_s, host_s = loaded.runner.clock.means()
@@ -203,7 +186,7 @@ class StageRank:
                 config.max_sequences,
                 any(role.samples for role in config.routes),
             ),
-            bytes_read=loaded.bytes_read,
+            bytes_read=loaded.model.bytes_read,
             steps=loaded.runner.clock.steps,
             compute_s=compute_s,
             wait_s=wait_s,
@@ -227,83 +210,18 @@ class StageRank:
             if loaded is None:
                 return
             if self._loop is None:  # loaded, never started
-                loaded.shutdown()
+                loaded.connections.shutdown()
                 loaded.close()
             else:
                 self._loop.join(_GOODBYE_S)
                 if self._loop.is_alive():
-                    loaded.shutdown()
+                    loaded.connections.shutdown()
                     self._loop.join(_GOODBYE_S)
             self._loop = None
             self._threads = []
             self._loaded = None
 
     # ---- inside ------------------------------------------------------------------------------------------
-
-    def _connect(self, config: RankConfig) -> _Loaded:
-        """All connections, in an order that is the same on every rank of the deployment: nobody waits in a
-        circle.
-        """
-        cancelled = self._stopping.is_set
-        device = torch.device(config.device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        store = connect_store(config.store_host, config.store_port)
-        group = f"{config.deployment}/stage/{config.stage}"
-        listen_host = config.listen_host
-        communicator = connect(
-            store,
-            group,
-            config.rank,
-            config.width,
-            device=device,
-            listen_host=listen_host,
-            cancelled=cancelled,
-        )
-        loaded = _Loaded(config, communicator)
-        try:
-            if config.width > 1:
-                peers = range(1, config.width) if config.rank == 0 else (0,)
-                links = connect_links(
-                    store, f"{group}/steps", config.rank, peers, listen_host=listen_host, cancelled=cancelled
-                )
-                if config.rank == 0:
-                    loaded.followers = Followers(links, communicator, device, config.stage)
-                else:
-                    loaded.leader = Leader(
-                        links,
-                        communicator,
-                        device,
-                        stage=config.stage,
-                        hidden_size=config.model.hidden_size,
-                        max_tokens=config.token_budget,
-                        dtype=torch_dtype(config.dtype),
-                    )
-            if config.rank == 0:
-                for spec in sorted(config.edges, key=lambda e: e.name):
-                    edge = open_edge(
-                        store,
-                        f"{config.deployment}/edge/{spec.name}",
-                        spec.side,
-                        tensors=spec.kind == "hidden",
-                        device=device,
-                        listen_host=listen_host,
-                        cancelled=cancelled,
-                    )
-                    if isinstance(edge, EdgeSender):
-                        loaded.senders[spec.peer, spec.kind] = edge
-                    else:
-                        edge.expect(
-                            hidden_size=config.model.hidden_size,
-                            max_tokens=config.token_budget,
-                            dtype=torch_dtype(config.dtype),
-                        )
-                        loaded.receivers.append(edge)
-        except BaseException:
-            loaded.shutdown()
-            loaded.close()
-            raise
-        return loaded
 
     def _note_progress(self, done_bytes: int, total_bytes: int) -> None:
         self._progress = (done_bytes, total_bytes)
@@ -339,7 +257,7 @@ class StageRank:
                 self._failure = _as_engine_error(error, _where(config))
         else:
             self._say_goodbye(loaded)
-        loaded.shutdown()
+        loaded.connections.shutdown()
         for thread in self._threads:
             thread.join(_GOODBYE_S)
         loaded.close()
@@ -347,10 +265,10 @@ class StageRank:
     def _say_goodbye(self, loaded: _Loaded) -> None:
         """Tell the neighbours, and wait for theirs: nobody's connection breaks in an orderly end."""
         self._stopping.set()
-        for sender in loaded.senders.values():
+        for sender in loaded.connections.senders.values():
             sender.send_stop()
-        if loaded.followers is not None:
-            loaded.followers.stop()
+        if loaded.connections.followers is not None:
+            loaded.connections.followers.stop()
         for thread in self._threads:
             thread.join(_GOODBYE_S)
 

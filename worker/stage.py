@@ -187,7 +187,9 @@ class LeaderLoop:
             self._heads[step.route].complete(step.number, result.tokens)
         elif role.samples:
             tokens = encode_tokens(step.route, step.number, result.tokens)
-            self._sender(role.first, "tokens").send_tokens(tokens)
+            with _Timer() as timer:
+                self._sender(role.first, "tokens").send_tokens(tokens)
+            clock.transfer_s += timer.seconds
         elif header is not None and role.next is not None:
             with _Timer() as timer:
                 self._sender(role.next, "hidden").send_step(header, result.hidden)

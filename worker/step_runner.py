@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from hexgen.worker.sampler import Sampler
 
 from hexgen.batching.segments import SampledToken, Step
 from hexgen.errors import EngineError
@@ -18,6 +17,7 @@ from hexgen.worker.communicator import Communicator
 from hexgen.worker.config import RankConfig, RouteRole
 from hexgen.worker.kv import KVPool
 from hexgen.worker.report import StepClock
+from hexgen.worker.sampler import Sampler
 from hexgen.worker.stage_model import StageModel
 
 
@@ -96,6 +96,10 @@ class StepRunner:
             return StepResult(hidden, ())
         sampled = step.sampled
         logits = self._model.logits(batch.rows_to_sample(hidden)) if sampled else None
+        if (
+            self._device.type == "cuda"
+        ):  # the sampler waits for it anyhow; this way the wait is counted where it is
+            torch.cuda.current_stream(self._device).synchronize()
         self.clock.compute_s += time.perf_counter() - started
         tokens = state.sampler.sample(logits, sampled) if logits is not None else None
         return StepResult(None, tuple(tokens or ()))
