@@ -145,7 +145,7 @@ def prompts_of(vocab_size: int, count: int, length: int) -> list[list[int]]:
 
 
 def measure(options: argparse.Namespace) -> tuple[list[Ratio], float]:
-    """The ratios, and seconds a step of batch 16 spends outside the model (batching, headers, sampling, answering)."""
+    """The ratios, and seconds that a step of batch 16 spends outside the model (batching, headers, sampling)."""
     torch.set_num_threads(options.threads)
     reference = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     reference.generation_config.eos_token_id = None  # always --tokens tokens
