@@ -43,12 +43,16 @@ def ray_cluster() -> Iterator[RayCluster]:
     os.environ.update(environment)
     import ray
     import ray._private.ray_constants as constants
+    from ray._private.node import Node
     from ray.cluster_utils import Cluster
 
     from hexgen.deploy.ray_local import LOCAL_SETTINGS, LOOPBACK, forget_token
 
     forget_token()
     constants.ENABLE_RAY_CLUSTER = False  # type: ignore[assignment]
+    # The dashboard's server starts even where the dashboard is off, and takes as long as a node.
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Node, "start_api_server", lambda *_, **__: None)
     common = {"node_ip_address": LOOPBACK, "object_store_memory": 80 * 1024 * 1024, "include_log_monitor": False}
     head = {"include_dashboard": False, "no_monitor": True, "_system_config": LOCAL_SETTINGS}
     cluster = Cluster()
@@ -61,6 +65,7 @@ def ray_cluster() -> Iterator[RayCluster]:
         if ray.is_initialized():
             ray.shutdown()
         cluster.shutdown()
+        patch.undo()
         shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)

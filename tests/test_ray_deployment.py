@@ -6,13 +6,15 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import oracle
 import pytest
-from conftest import RayCluster
+from conftest import RayCluster, outside_ray
 from engine_client import EngineClient
 
 from hexgen.cluster import Cluster, parse_cluster
@@ -25,6 +27,7 @@ from hexgen.model import load_model
 from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
 from hexgen.request import SamplingParams
 
+Command = Callable[..., subprocess.CompletedProcess[str]]
 PROMPTS = [[1], [5, 6, 7], list(range(3, 40))]
 TOKENS = 8
 CLUSTER = {
@@ -199,3 +202,29 @@ def test_discovery_finds_the_nodes(connected: RayCluster) -> None:
 
     found = discover(connected.address).cluster
     assert {node.name: node.threads for node in found.nodes} == {"big": 3, "mid": 1, "small": 1}
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("127.0.0.1:1", "refused"), ("nonsense", "HOST:PORT"), ("127.0.0.1:99999", "HOST:PORT")],
+)
+def test_clusters_that_are_not_there(address: str, reason: str) -> None:
+    code = (
+        "from hexgen.deploy.ray_connect import connect_ray\nfrom hexgen.errors import DeploymentError\n"
+        f"try:\n    connect_ray({address!r})\nexcept DeploymentError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=outside_ray()
+    )
+    assert done.stderr == ""
+    assert reason in done.stdout
+    assert address in done.stdout
+
+
+@pytest.mark.slow
+def test_a_cluster_with_another_token_is_not_joined(ray_cluster: RayCluster, hexgen_command: Command) -> None:
+    environment = ray_cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64}
+    done = hexgen_command("discover", "--ray-address", ray_cluster.address, **environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "another token" in done.stderr

@@ -95,7 +95,12 @@ async def _serve(
     coordinator = Coordinator(
         deployment.endpoints(),
         deployment.secret,
-        ServedModel(ready.plan.model, ready.model.vocab_size, ready.model.eos_token_ids),
+        ServedModel(
+            ready.plan.model,
+            ready.model.vocab_size,
+            ready.model.eos_token_ids,
+            aliases=(str(ready.model_path), ready.model_path.name),
+        ),
         load_tokenizer(ready.model_path),
         plan=ready.plan,
     )

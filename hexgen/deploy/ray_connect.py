@@ -6,12 +6,14 @@ import atexit
 import logging
 import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from hexgen.deploy.ray_local import (
     LOOPBACK,
@@ -20,6 +22,8 @@ from hexgen.deploy.ray_local import (
     start_local_ray,
 )
 from hexgen.errors import DeploymentError
+
+REACH_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -87,24 +91,59 @@ def _existing(address: str | None) -> RayConnection:
 
 
 def _join(address: str) -> RayConnection:
+    _check_reachable(address)
     import ray
 
     forget_token_of_local_instance()
     logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        with keeping_sigterm():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DeploymentError(
-            f"cannot join this Ray cluster: {lines[0]}",
-            where=f"Ray at {address}",
-            remedy="check `ray status` there; this machine must be one of its nodes (`ray start --address=...`), "
-            "and where the cluster uses tokens, RAY_AUTH_MODE=token and the cluster's token must be set here",
-        ) from error
+    with tempfile.TemporaryFile() as said:
+        try:
+            with keeping_sigterm(), _native_stderr_to(said):
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            said.seek(0)
+            wrong_token = b"InvalidAuthToken" in said.read()
+            reason = "it wants another token than this process has" if wrong_token else str(error)
+            raise _cannot_join(address, reason) from error
     connection = RayConnection(address, _node_address(), None, owned=True)
     atexit.register(connection.close)
     return connection
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for many minutes before it says that nobody is there."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise DeploymentError("is no HOST:PORT", where=f"Ray at {address}", remedy="for example 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
+    except OSError as error:
+        raise _cannot_join(address, error.strerror or str(error)) from error
+
+
+def _cannot_join(address: str, reason: str) -> DeploymentError:
+    lines = reason.strip().splitlines() or ["no reason given"]
+    return DeploymentError(
+        f"cannot join this Ray cluster: {lines[0]}",
+        where=f"Ray at {address}",
+        remedy="check `ray status` there; this machine must be one of its nodes (`ray start --address=...`), and "
+        "where the cluster uses tokens, RAY_AUTH_MODE=token and the cluster's token must be set here",
+    )
+
+
+@contextmanager
+def _native_stderr_to(file: IO[bytes]) -> Iterator[None]:
+    """Ray's C++ part writes each of its many retries straight to file descriptor 2, and no setting stops it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def prepare(
     path, shape = (
         _checkpoint(model, None, "--model") if model else _checkpoint(plan.model, base, f"{where}: model")
     )
-    plan = replace(plan, cluster=cluster)
+    plan = replace(plan, model=str(model or plan.model), cluster=cluster)
     check_plan(plan, cluster, shape, where)
     return Launchable(plan, cluster, shape, path)
 
