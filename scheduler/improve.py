@@ -89,7 +89,7 @@ def _moves(solver: RouteSolver, current: Partition, rng: random.Random) -> Itera
     kinds = [
         list(_sampled(kind, rng))
         for kind in (
-            _use_spare(current),
+            _use_spare(solver, current),
             _drop(solver, current),
             _resize(solver, current),
             _shift(solver, current),
@@ -128,7 +128,7 @@ def _without(groups: Sequence[Group], *gone: Group) -> tuple[Group, ...]:
     return tuple(group for group in groups if group not in gone)
 
 
-def _use_spare(current: Partition) -> Iterator[_Move]:
+def _use_spare(solver: RouteSolver, current: Partition) -> Iterator[_Move]:
     spare = current.spare
     for group in spare:
         rest = _without(spare, group)
@@ -136,8 +136,12 @@ def _use_spare(current: Partition) -> Iterator[_Move]:
             yield _Move((i,), ((*route.groups, group),), rest)
             for other in route.groups:
                 yield _Move((i,), ((*_without(route.groups, other), group),), (*rest, other))
-    if spare:
+        yield _Move((), ((group,),), rest)
+    if len(spare) > 1:
         yield _Move((), (tuple(spare),), ())
+    for x, y in _pairs(spare):
+        if _joinable(solver, x, y):
+            yield _Move((), ((_join(x, y),),), _without(spare, x, y))
 
 
 def _drop(solver: RouteSolver, current: Partition) -> Iterator[_Move]:
@@ -190,7 +194,6 @@ def _split_routes(current: Partition, rng: random.Random) -> Iterator[_Move]:
 
 def _resize(solver: RouteSolver, current: Partition) -> Iterator[_Move]:
     """Split a group in two, or join two of one node, within a pipeline; one half may go to the spare ones."""
-    heads = solver.cost.model.heads
     for i, route in enumerate(current.routes):
         for group in _distinct(solver, route.groups):
             if not _one_node(group):
@@ -201,11 +204,11 @@ def _resize(solver: RouteSolver, current: Partition) -> Iterator[_Move]:
                 yield _Move((i,), ((*rest, *halves),), current.spare)
                 yield _Move((i,), ((*rest, halves[1]),), (*current.spare, halves[0]))
         for x, y in _pairs(route.groups):
-            if x.place == y.place and x.width + y.width <= heads and _one_node(x) and _one_node(y):
+            if _joinable(solver, x, y):
                 yield _Move((i,), ((*_without(route.groups, x, y), _join(x, y)),), current.spare)
         for x in route.groups:
             for y in current.spare:
-                if x.place == y.place and x.width + y.width <= heads and _one_node(x) and _one_node(y):
+                if _joinable(solver, x, y):
                     joined = (*_without(route.groups, x), _join(x, y))
                     yield _Move((i,), (joined,), _without(current.spare, y))
 
@@ -214,6 +217,11 @@ def _pairs(groups: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
     for i, x in enumerate(groups):
         for y in groups[i + 1 :]:
             yield x, y
+
+
+def _joinable(solver: RouteSolver, x: Group, y: Group) -> bool:
+    narrow = x.width + y.width <= solver.cost.model.heads
+    return x.place == y.place and narrow and _one_node(x) and _one_node(y)
 
 
 def _one_node(group: Group) -> bool:

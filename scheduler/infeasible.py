@@ -46,17 +46,17 @@ def _layers_alone(cost: CostModel, device: DeviceType, traffic: Traffic) -> int:
 
 def _remedy(cluster: Cluster, model: ModelSpec, cost: CostModel, traffic: Traffic, held: int) -> str:
     """More devices of the type here that takes fewest of them."""
-    types = {node.device.name: node.device for node in cluster.nodes}
+    types = sorted({node.device for node in cluster.nodes}, key=lambda device: (device.name, device.memory_bytes))
     missing = max(1, model.layers - held)
     best: tuple[int, str] | None = None
-    for name, device in sorted(types.items()):
+    for device in types:
         layers = _layers_alone(cost, device, traffic)
         if layers > 0 and (best is None or math.ceil(missing / layers) < best[0]):
-            best = (math.ceil(missing / layers), name)
+            best = (math.ceil(missing / layers), f"{device.name} ({format_bytes(device.memory_bytes)})")
     if best is not None:
         count, name = best
-        return f"add {count} more {name}{' device' if count == 1 else ' devices'}"
-    profile = cost.profile(GroupShape((max(types.values(), key=usable_bytes),), _SOME_LINK))
+        return f"add {count} more {'device' if count == 1 else 'devices'} of type {name}"
+    profile = cost.profile(GroupShape((max(types, key=usable_bytes),), _SOME_LINK))
     need = profile.missing_bytes(1, traffic.peak_tokens, False, False)
     return (
         f"no device alone holds one layer; the largest lacks {format_bytes(need)}: use devices with more memory, "

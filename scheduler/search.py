@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from hexgen.scheduler.groups import Group, Topology, even_widths, islands, node_groups, spanning_groups
 from hexgen.scheduler.improve import Budget, Partition, improve, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
+from hexgen.scheduler.tight import tight_starts
 
 _START_ROUTES = 600  # worked out before no further kinds of starts are tried
 _DEEPEST = 24  # groups of a pipeline on average, where fewer would do
@@ -36,6 +37,8 @@ def candidates(solver: RouteSolver, seed: int, deadline: float | None, routes: i
     """Distinct partitions, best first: regular starts, the most promising of them improved."""
     # Stable: ties keep the order in which they were built.
     starts = sorted((p for p in _starts(solver, deadline) if p.routes), key=lambda p: -p.value)
+    if not starts:
+        starts = sorted(tight_starts(solver), key=lambda p: -p.value)
     distinct: list[Partition] = []
     for start in starts:
         if all(abs(start.value - other.value) > _SAME * abs(other.value) for other in distinct):

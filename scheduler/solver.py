@@ -31,6 +31,7 @@ Order = tuple[int, ...]
 _ALL_ORDERS = 4  # groups: up to this many, every order is tried
 _DECIDED_ORDERS = 2  # of more, the best after a quick look are worked out
 _TIE = 1e-12  # relative: an order that is better by less is not better
+_ENDS = 2  # profiles tried at each end of a longer route
 _STARTS = 4  # areas tried as the first on a longer route
 
 
@@ -198,13 +199,15 @@ def _slowness(link: Link) -> float:
 def _with_ends(
     base: list[int], first_area: Sequence[int], last_area: Sequence[int], profiles: Sequence[StageProfile]
 ) -> Iterator[Order]:
-    """The order itself, and with one stage of each profile of the end areas moved to the very end."""
-    yield tuple(base)
-    for profile in sorted({profiles[i].id for i in first_area}):
-        i = next(i for i in first_area if profiles[i].id == profile)
-        if i != base[0]:
-            yield (i, *(j for j in base if j != i))
-    for profile in sorted({profiles[i].id for i in last_area}):
-        i = next(i for i in reversed(last_area) if profiles[i].id == profile)
-        if i != base[-1]:
-            yield (*(j for j in base if j != i), i)
+    """The order itself, then with other first and last stages: one of each profile of the areas at the ends."""
+    firsts = [base[0], *_one_each(first_area, profiles)][: _ENDS + 1]
+    lasts = [base[-1], *_one_each(tuple(reversed(last_area)), profiles)][: _ENDS + 1]
+    for first in firsts:
+        for last in lasts:
+            if first != last or len(base) == 1:
+                middle = [i for i in base if i not in (first, last)]
+                yield (first, *middle, last) if len(base) > 1 else (first,)
+
+
+def _one_each(members: Sequence[int], profiles: Sequence[StageProfile]) -> list[int]:
+    return list({profiles[i].id: i for i in reversed(members)}.values())
