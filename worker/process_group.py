@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -21,8 +22,11 @@ FOREVER = timedelta(days=3650)
 class ProcessGroupCommunicator:
     """A communicator over one torch.distributed process group that was built without a global world."""
 
-    def __init__(self, group: dist.ProcessGroup, rank: int, size: int) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, rank: int, size: int, on_close: Callable[[], None] | None = None
+    ) -> None:
         self._group: dist.ProcessGroup | None = group
+        self._on_close = on_close
         self.rank = rank
         self.size = size
 
@@ -56,6 +60,9 @@ class ProcessGroupCommunicator:
         if self._group is not None and is_nccl(self._group):
             self._group.abort()
         self._group = None
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
 
 
 def is_nccl(group: dist.ProcessGroup) -> bool:
@@ -69,7 +76,13 @@ def connect_group(
     prefixed = PrefixStore(name, store)
     if device.type == "cuda":
         return ProcessGroupCommunicator(_nccl(prefixed, rank, size), rank, size)
-    return ProcessGroupCommunicator(_gloo(prefixed, rank, size, listen_host), rank, size)
+    gloo_device = _borrow_gloo_device(listen_host)
+    try:
+        group = _gloo(prefixed, rank, size, gloo_device)
+    except BaseException:
+        _return_gloo_device(listen_host)
+        raise
+    return ProcessGroupCommunicator(group, rank, size, lambda: _return_gloo_device(listen_host))
 
 
 def _nccl(store: Store, rank: int, size: int) -> dist.ProcessGroup:
@@ -78,26 +91,36 @@ def _nccl(store: Store, rank: int, size: int) -> dist.ProcessGroup:
     return cast(dist.ProcessGroup, dist.ProcessGroupNCCL(store, rank, size, options))  # offers the same calls
 
 
-def _gloo(store: Store, rank: int, size: int, listen_host: str) -> dist.ProcessGroup:
+def _gloo(store: Store, rank: int, size: int, device: object) -> dist.ProcessGroup:
     gloo: Any = dist.ProcessGroupGloo
     options = gloo._Options()
     options._timeout = FOREVER
     options._threads = 1
-    options._devices = [_gloo_device(listen_host)]
+    options._devices = [device]
     return cast(dist.ProcessGroup, gloo(store, rank, size, options))  # offers the same calls
 
 
-_devices: dict[str, object] = {}
+# A gloo device is a listening socket and a polling thread. All groups of a process that listen on the same address
+# share one: by address, the device and how many groups have it. The last one to close ends both.
+_devices: dict[str, tuple[object, int]] = {}
 _devices_lock = threading.Lock()
 
 
-def _gloo_device(host: str) -> object:
-    """One gloo device (a listening socket and a polling thread) a process and address."""
+def _borrow_gloo_device(host: str) -> object:
     with _devices_lock:
         if host not in _devices:
-            _devices[host] = dist.ProcessGroupGloo.create_device(hostname=host)
+            _devices[host] = dist.ProcessGroupGloo.create_device(hostname=host), 0
             _calm_gloo_threads()
-        return _devices[host]
+        device, users = _devices[host]
+        _devices[host] = device, users + 1
+        return device
+
+
+def _return_gloo_device(host: str) -> None:
+    with _devices_lock:
+        device, users = _devices.pop(host)
+        if users > 1:
+            _devices[host] = device, users - 1
 
 
 def _calm_gloo_threads() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import queue
@@ -30,6 +31,7 @@ __all__ = ["RankReport", "StageRank"]
 
 # A receiver thread must get the interpreter promptly while the loop's thread is busy in Python (default: 5 ms).
 SWITCH_INTERVAL_S = 0.0005
+_log = logging.getLogger(__name__)
 _GOODBYE_S = 10.0  # how long an orderly end may take before connections are cut
 
 
@@ -254,6 +256,8 @@ class StageRank:
             loop()
         except Exception as error:  # noqa: BLE001 - whatever it was, it is told through failure()
             if not self._stopping.is_set():
+                if not isinstance(error, HexgenError):  # a bug: its traceback does not travel with the failure
+                    _log.exception("%s has failed", _where(config))
                 self._failure = _as_engine_error(error, _where(config))
         else:
             self._say_goodbye(loaded)

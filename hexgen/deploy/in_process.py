@@ -36,7 +36,8 @@ class InProcessDeployment:
         model = load_model(model_path)
         check_plan(plan, cluster, model)
         self.secret = secrets.token_hex(32)
-        self._store, port = serve_store(_HOST)
+        store, port = serve_store(_HOST)
+        self._store: object | None = store  # serves as long as somebody holds it
         configs = assemble(
             plan,
             cluster,
@@ -72,6 +73,7 @@ class InProcessDeployment:
 
     def stop(self) -> None:
         self._each([rank.stop for rank in self._ranks.values()])
+        self._store = None
 
     def _each(self, calls: list[Callable[[], None]]) -> None:
         """Make all calls at the same time (they wait for one another); raise the first one's error.
