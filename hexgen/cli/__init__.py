@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -12,13 +11,12 @@ from hexgen.cli.discover import discover_command
 from hexgen.cli.generate import InOrderCommand, generate_command
 from hexgen.cli.plan import plan_command
 from hexgen.cli.serve import serve_command
-from hexgen.deploy.facts import installed_version
+from hexgen.deploy.facts import debugging, installed_version
 from hexgen.errors import HexgenError, InfeasibleError, RequestError, SpecError
 
 EXIT_ENGINE = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
-DEBUG_VARIABLE = "HEXGEN_DEBUG"
 
 app = typer.Typer(
     name="hexgen",
@@ -59,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments)
     except HexgenError as error:
-        if os.environ.get(DEBUG_VARIABLE):
+        if debugging():
             raise
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(exit_status(error)) from None

@@ -63,9 +63,12 @@ class StopSignals:
             self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            # Ray's own handler, which stands while it connects, takes the signal's number for the exit status.
+            raise SystemExit(128 + signal.SIGTERM) from None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._shielded:

@@ -6,6 +6,13 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+# Set (to anything): tracebacks of our own errors, and a local Ray instance keeps its logs.
+DEBUG_VARIABLE = "HEXGEN_DEBUG"
+
+
+def debugging() -> bool:
+    return bool(os.environ.get(DEBUG_VARIABLE))
+
 
 def installed_version() -> str:
     try:

@@ -99,7 +99,7 @@ def _died_of(error: BaseException) -> str:
     ):
         if sign in text:
             return reason
-    return "see Ray's worker log on its node"
+    return "Ray's log on its node says why; a local instance keeps its logs with HEXGEN_DEBUG=1"
 
 
 def _last_line(text: str) -> str:

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from hexgen.deploy.facts import debugging
 from hexgen.deploy.ray_processes import children_about, descendants, end_processes, process_exists
 from hexgen.errors import DeploymentError
 
@@ -129,7 +130,8 @@ def _end(node: Any, folder: Path, environment: dict[str, str | None]) -> None:
         end_processes(family, EXIT_GRACE_S if node is not None else 0.0)
     finally:
         for path in {folder, *_folders}:  # a later instance's driver makes the first one's log folder again
-            shutil.rmtree(path, ignore_errors=True)
+            if not debugging():
+                shutil.rmtree(path, ignore_errors=True)
         _set_environment(environment)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL_S = 0.02
+KILLED_WITHIN_S = 5.0  # the kernel takes a killed process down, memory and all
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def end_processes(processes: list[Process], grace_s: float) -> list[Process]:
             os.kill(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    _still_running(left, grace_s)
+    _still_running(left, KILLED_WITHIN_S)
     return left
 
 
