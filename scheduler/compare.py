@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from hexgen.errors import HexgenError
 from hexgen.memory import plan_dtype
 from hexgen.plan import Plan
+from hexgen.scheduler.best import emit_plan, finish
 from hexgen.scheduler.cost import CostModel
 from hexgen.scheduler.groups import Group, Topology, even_widths, node_groups
 from hexgen.scheduler.layers import measure
-from hexgen.scheduler.planner import Task, emit_plan, finish
 from hexgen.scheduler.solver import RouteSolver, Solution
+from hexgen.scheduler.task import Task
 from hexgen.scheduler.traffic import traffic_of
 
 

@@ -15,13 +15,14 @@ import networkx as nx
 
 from hexgen.errors import InfeasibleError
 from hexgen.plan import Hop, Plan, Route, Stage
+from hexgen.scheduler.best import computing_alike, finish, routes_to_solve, solver_for
 from hexgen.scheduler.cost import CostModel, StageProfile
 from hexgen.scheduler.groups import Group
 from hexgen.scheduler.improve import Partition
 from hexgen.scheduler.infeasible import infeasible
-from hexgen.scheduler.planner import Task, computing_alike, finish, routes_to_solve, solver_for
 from hexgen.scheduler.search import candidates
 from hexgen.scheduler.solver import RouteSolver
+from hexgen.scheduler.task import Task
 from hexgen.scheduler.traffic import mix_of, traffic_of
 
 _CANDIDATES = 8

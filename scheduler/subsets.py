@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from hexgen.cluster import Node
 from hexgen.errors import InfeasibleError
 from hexgen.plan import Plan
-from hexgen.scheduler.planner import Found, Objective, Task, best_on_nodes, goal_of, total_price, why_nothing
+from hexgen.scheduler.best import Found, best_on_nodes, goal_of, why_nothing
 from hexgen.scheduler.solver import Goal
+from hexgen.scheduler.task import Objective, Task, total_price
 
 Nodes = tuple[Node, ...]
 

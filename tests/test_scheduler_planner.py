@@ -14,10 +14,12 @@ from hexgen.catalogue import DEVICE_TYPES, LINKS
 from hexgen.cluster import Cluster, DeviceType, Link, Node, RegionLink, load_cluster
 from hexgen.errors import InfeasibleError, SpecError
 from hexgen.model import load_model
-from hexgen.plan import EngineOptions, Plan, Prediction, dump_plan, load_plan
+from hexgen.plan import EngineOptions, Hop, Plan, Prediction, dump_plan, load_plan
 from hexgen.scheduler import evaluate, plan
+from hexgen.scheduler.best import solver_for
 from hexgen.scheduler.compare import baselines
-from hexgen.scheduler.planner import make_task
+from hexgen.scheduler.search import candidates
+from hexgen.scheduler.task import make_task
 from hexgen.validate import check_plan
 from hexgen.workload import Lengths, Slo, Workload
 
@@ -209,9 +211,7 @@ def _hexgen_stages(cluster: Cluster) -> list[tuple[str, tuple[int, int], tuple[s
     ]
 
 
-def _hops(cluster: Cluster) -> list[object]:
-    from hexgen.plan import Hop
-
+def _hops(cluster: Cluster) -> list[Hop]:
     return [Hop(name, layers) for name, layers, _ in _hexgen_stages(cluster)]
 
 
@@ -302,9 +302,6 @@ def test_impossible_requests_are_refused() -> None:
 
 def test_many_devices_are_planned_with_few_routes_worked_out() -> None:
     """The work is what is asserted, not the seconds: equal nodes cost no symmetry."""
-    from hexgen.scheduler.planner import solver_for
-    from hexgen.scheduler.search import candidates
-
     model = load_model("llama-2-70b")
     cluster = cluster_of(*((DEVICE_TYPES["A100-40G-SXM"], 8),) * 8)
     task = make_task(cluster, model, None, "throughput", None, 0, "auto", None)

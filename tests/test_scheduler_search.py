@@ -15,10 +15,11 @@ from hexgen.errors import InfeasibleError, SpecError
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
 from hexgen.scheduler import evaluate, plan
+from hexgen.scheduler.best import solver_for
 from hexgen.scheduler.groups import Group, even_widths, islands, node_groups, spanning_groups
 from hexgen.scheduler.layers import EXHAUSTIVE, NORMAL, measure
-from hexgen.scheduler.planner import Objective, make_task, solver_for
 from hexgen.scheduler.solver import Goal
+from hexgen.scheduler.task import Objective, make_task
 from hexgen.validate import check_plan
 
 OPTIONS = EngineOptions(token_budget=64, max_sequences=8)

@@ -72,7 +72,8 @@ def plan_command(
     from hexgen.model import BUILTIN_CONFIGS, BUNDLED_MODELS, load_model
     from hexgen.plan import dump_plan, plan_to_dict
     from hexgen.scheduler.compare import Baseline, baselines
-    from hexgen.scheduler.planner import make_task, plan
+    from hexgen.scheduler.planner import plan
+    from hexgen.scheduler.task import make_task
     from hexgen.workload import load_workload
 
     spec = load_cluster(cluster)

@@ -1,0 +1,126 @@
+"""What is asked of the planner, checked and with every default filled in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from hexgen.cluster import Cluster, Node
+from hexgen.errors import SpecError
+from hexgen.model import ModelSpec
+from hexgen.plan import EngineOptions
+from hexgen.workload import Lengths, Workload
+
+Objective = Literal["throughput", "latency", "slo", "cost", "maxflow"]
+Engine = Literal["auto", "exact", "heuristic", "genetic"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """What is planned, with every default filled in."""
+
+    cluster: Cluster
+    model: ModelSpec
+    workload: Workload
+    options: EngineOptions
+    engine: Engine
+    seed: int
+    deadline: float | None  # of time.monotonic()
+    time_limited: bool
+    quick: bool = False  # regular partitions only, for planners that compare many sets of nodes
+
+
+def make_task(
+    cluster: Cluster,
+    model: ModelSpec,
+    workload: Workload | None,
+    objective: str,
+    time_limit_s: float | None,
+    seed: int,
+    engine: str,
+    options: EngineOptions | None,
+) -> Task:
+    """Check what was asked, and fill in what was not. Raises ``SpecError``."""
+    if objective not in get_args(Objective):
+        raise SpecError(f"unknown objective {objective!r}", remedy=f"one of {', '.join(get_args(Objective))}")
+    if engine not in get_args(Engine):
+        raise SpecError(f"unknown engine {engine!r}", remedy=f"one of {', '.join(get_args(Engine))}")
+    if engine == "genetic":
+        raise SpecError("the genetic engine is not part of this version", remedy="use --engine auto")
+    if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s > 0):
+        raise SpecError(
+            f"a time limit of {time_limit_s} s leaves no time to plan", remedy="give it a positive number"
+        )
+    if not any(node.count for node in cluster.nodes):
+        raise SpecError("there are no devices", where=cluster.name, remedy="add a node under `nodes:`")
+    check_links(cluster)
+    asked = workload or cluster.workload
+    engine_options = options or default_options(cluster)
+    limit = min(engine_options.max_context or model.max_context, model.max_context)
+    filled = asked or default_workload(limit)
+    needed = filled.prompt_tokens.mean + filled.output_tokens.mean
+    if needed > limit:
+        raise SpecError(
+            f"the workload's mean request has {needed:g} tokens, and {model.name} takes at most {limit}",
+            where="workload",
+            remedy="lower prompt_tokens or output_tokens",
+        )
+    if (
+        objective == "slo"
+        and filled.slo.ttft_s is None
+        and filled.slo.tpot_s is None
+        and filled.slo.latency_s is None
+    ):
+        raise SpecError(
+            "the objective slo needs limits, and the workload names none",
+            where="workload: slo",
+            remedy="add slo: {ttft: 2s, tpot: 100ms}",
+        )
+    deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+    return Task(
+        cluster,
+        model,
+        filled,
+        engine_options,
+        engine,  # type: ignore[arg-type]
+        seed,
+        deadline,
+        time_limit_s is not None,
+    )
+
+
+def default_workload(max_context: int) -> Workload:
+    """The built-in chat workload, shortened where a model's context is."""
+    usual = Workload()
+    longest = usual.prompt_tokens.mean + usual.output_tokens.mean
+    if longest <= max_context:
+        return usual
+    share = max_context / longest
+    return Workload(
+        prompt_tokens=Lengths(mean=max(1, int(usual.prompt_tokens.mean * share))),
+        output_tokens=Lengths(mean=max(1, int(usual.output_tokens.mean * share))),
+    )
+
+
+def default_options(cluster: Cluster) -> EngineOptions:
+    """GPUs gain from larger batches; a CPU worker is busy with a few sequences."""
+    only_gpus = all(node.device.kind != "cpu" for node in cluster.nodes)
+    return EngineOptions(max_sequences=256) if only_gpus else EngineOptions()
+
+
+def check_links(cluster: Cluster) -> None:
+    links = [node.link for node in cluster.nodes] + [cluster.default_link]
+    links += [entry.link for entry in cluster.region_links] + [entry.link for entry in cluster.node_links]
+    if any(not link.bandwidth_bytes_s > 0 or not link.latency_s >= 0 for link in links):
+        raise SpecError(
+            "a link has no bandwidth",
+            where=cluster.name,
+            remedy="give it a positive bandwidth, or leave out the nodes that cannot be reached",
+        )
+
+
+def total_price(nodes: Sequence[Node]) -> float:
+    return sum(node.price_usd_h or 0.0 for node in nodes)
