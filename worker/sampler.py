@@ -1,7 +1,7 @@
 """Choosing the next tokens where each rank of the last stage holds a part of the vocabulary.
 
-Every rank proposes its best few candidates and the mass of its shard; rank 0 merges. Greedy rows exchange one
-value and one id a rank. Only where the merged candidates do not decide a draw (a flat distribution without top-k,
+Every rank proposes its best few candidates and the mass of its shard; rank 0 merges. Plain greedy rows exchange
+one number a rank. Only where the merged candidates do not decide a draw (a flat distribution without top-k,
 or a nucleus wider than the candidates) are that row's logits gathered whole. Arithmetic runs on the host in numpy;
 on GPUs the plain greedy rows, the common case, are reduced on the device.
 """
@@ -16,8 +16,8 @@ from hexgen.errors import EngineError
 from hexgen.request import TokenLogprobs
 from hexgen.worker.communicator import Communicator
 from hexgen.worker.config import RankConfig
-from hexgen.worker.sampling_math import Doubles, finite
-from hexgen.worker.sampling_rows import Merged, Shard, Work, draw_from_all, merge, propose
+from hexgen.worker.sampling_math import PAD, choose, key_ids, select, to_keys
+from hexgen.worker.sampling_rows import FIRST_SORTED, Merged, Rows, Shard, Work, propose
 from hexgen.worker.sampling_state import Floats, Ints, SequenceState
 
 
@@ -56,41 +56,36 @@ class Sampler:
         """
         if tuple(local_logits.shape) != (len(segments), self._shard[1] - self._shard[0]):
             raise EngineError(f"logits of shape {list(local_logits.shape)} for {len(segments)} sampled segments")
-        work: list[Work] = []
+        works: list[Work] = []
         plain: list[int] = []
         for row, segment in enumerate(segments):
             state = self._state(segment.sequence)
             if state.is_plain(segment.end):
                 plain.append(row)
             else:
-                work.append(Work(row, state, segment.end))
-        logits = self._shards_of(local_logits, work)
-        parts = self._exchange(self._pack(local_logits, plain, work, logits))
-        if self._communicator.rank != 0:
-            self._settle([], work, logits)
-            return None
+                works.append(Work(row, state, segment.end))
         chosen: list[tuple[int, TokenLogprobs | None]] = [(0, None)] * len(segments)
-        for row, id_ in zip(plain, _merge_plain(parts, len(plain)), strict=True):
-            chosen[row] = (int(id_), None)
-        unsure: list[tuple[Work, Merged]] = []
-        at = 2 * len(plain)
-        for w in work:
-            end = at + w.proposal_size(self._vocab_size)
-            merged = merge(w, [part[at:end] for part in parts], self._shards, self._vocab_size)
-            at = end
-            token = merged.draw(w)
-            if token is None:
-                unsure.append((w, merged))
-            else:
-                chosen[w.row] = token
-        for (w, _), token in zip(unsure, self._settle(unsure, work, logits), strict=True):
-            chosen[w.row] = token
+        if not works:
+            parts = self._exchange(self._best_keys(local_logits, plain))
+        else:
+            rows = Rows(works, self._vocab_size)
+            shard = Shard.make(rows, self._on_host(local_logits, [w.row for w in works]))
+            packed = np.empty(len(plain) + rows.n * rows.row_size, dtype=np.int64)
+            packed[: len(plain)] = self._best_keys(local_logits, plain)
+            propose(rows, shard, self._shard[0], rows.parts(packed[len(plain) :]))
+            parts = self._exchange(packed)
+            for work, token in zip(works, self._draw(rows, shard, parts, len(plain)), strict=True):
+                chosen[work.row] = token
+        if self._communicator.rank != 0:
+            return None
+        # Ids count backwards in a key: of equal values the largest key is the lowest id.
+        winners = key_ids(np.stack([part[: len(plain)] for part in parts]).max(axis=0))
+        for row, id_ in zip(plain, winners.tolist(), strict=True):
+            chosen[row] = (id_, None)
         return [
             SampledToken(segment.sequence, token, logprobs)
             for segment, (token, logprobs) in zip(segments, chosen, strict=True)
         ]
-
-    # ---- what a rank proposes ----------------------------------------------------------------------------
 
     def _state(self, sequence: int) -> SequenceState:
         try:
@@ -98,99 +93,87 @@ class Sampler:
         except KeyError:
             raise EngineError(f"the sampler does not know sequence {sequence}") from None
 
-    def _shards_of(self, local_logits: torch.Tensor, work: list[Work]) -> dict[int, Shard]:
-        """The worked rows on the host, as the model gave them and adjusted."""
-        if not work:
-            return {}
-        on_host = local_logits.device.type == "cpu"
-        host = (local_logits if on_host else local_logits[[w.row for w in work]].cpu()).numpy()
-        shards: dict[int, Shard] = {}
-        for i, w in enumerate(work):
-            raw = finite(host[w.row if on_host else i])
-            shards[w.row] = Shard(raw, w.state.adjusted(raw, w.position))
-        return shards
+    # ---- this rank's part --------------------------------------------------------------------------------
 
-    def _pack(
-        self, local_logits: torch.Tensor, plain: list[int], work: list[Work], logits: dict[int, Shard]
-    ) -> Doubles:
-        """Plain rows' maxima, their ids, then the proposals: float64, which holds float32 and ids exactly."""
-        sizes = [w.proposal_size(self._vocab_size) for w in work]
-        packed: Doubles = np.empty(2 * len(plain) + sum(sizes), dtype=np.float64)
-        if plain:
-            values, ids = self._maxima(local_logits, plain)
-            packed[: len(plain)] = values
-            packed[len(plain) : 2 * len(plain)] = ids + self._shard[0]
-        at = 2 * len(plain)
-        for w, size in zip(work, sizes, strict=True):
-            propose(w, logits[w.row], self._shard[0], self._vocab_size, packed[at : at + size])
-            at += size
-        return packed
-
-    def _maxima(self, local_logits: torch.Tensor, rows: list[int]) -> tuple[Doubles, Ints]:
-        """Largest value and its first index, of each row of this shard."""
-        if local_logits.shape[1] == 0:
-            return np.full(len(rows), -np.inf), np.zeros(len(rows), dtype=np.int64)
+    @staticmethod
+    def _on_host(local_logits: torch.Tensor, rows: list[int]) -> Floats:
+        """Some rows as numpy's, a view where that is possible."""
         chosen = local_logits if len(rows) == local_logits.shape[0] else local_logits[rows]
-        if chosen.device.type == "cpu":
-            array = chosen.numpy()
+        array: Floats = chosen.cpu().numpy()
+        return array
+
+    def _best_keys(self, local_logits: torch.Tensor, rows: list[int]) -> Ints:
+        """The key of the largest logit of each row of this shard."""
+        if not rows or local_logits.shape[1] == 0:
+            return np.full(len(rows), PAD)
+        if local_logits.device.type == "cpu":
+            array = self._on_host(local_logits, rows)
             ids = array.argmax(axis=1)  # several times faster than torch's
-            return array[np.arange(len(rows)), ids].astype(np.float64), ids
-        largest, at = chosen.max(dim=1)
-        both = torch.stack((largest.double(), at.double())).cpu().numpy()
-        return both[0], both[1].astype(np.int64)
+            values = array[np.arange(len(rows)), ids]
+        else:
+            largest, at = (local_logits if len(rows) == local_logits.shape[0] else local_logits[rows]).max(dim=1)
+            both = torch.stack((largest.double(), at.double())).cpu().numpy()
+            values, ids = both[0].astype(np.float32), both[1].astype(np.int64)
+        return to_keys(np.nan_to_num(values), ids + self._shard[0])
 
-    # ---- what rank 0 makes of it -------------------------------------------------------------------------
-
-    def _exchange(self, packed: Doubles) -> list[Doubles]:
+    def _exchange(self, packed: Ints) -> list[Ints]:
         """Every rank's numbers, in rank order."""
         if self._communicator.size == 1:
             return [packed]
         parts = self._communicator.all_gather(torch.from_numpy(packed).to(self._device))
         return [part.cpu().numpy() for part in parts]
 
-    # ---- rows that the candidates do not decide ----------------------------------------------------------
+    # ---- rank 0's part, and rows that the candidates do not decide ---------------------------------------
 
-    def _settle(
-        self, unsure: list[tuple[Work, Merged]], work: list[Work], logits: dict[int, Shard]
+    def _draw(
+        self, rows: Rows, shard: Shard, parts: list[Ints], skip: int
     ) -> list[tuple[int, TokenLogprobs | None]]:
-        """Gather the unsure rows whole on rank 0, which alone knows them, and draw again there."""
-        possible = [w for w in work if not w.params.greedy]
-        if not possible:
-            return []
-        flags = np.zeros(len(possible), dtype=np.int64)
-        wanted = {w.row for w, _ in unsure}
-        flags[[i for i, w in enumerate(possible) if w.row in wanted]] = 1
-        if self._communicator.size > 1:
-            shared = torch.from_numpy(flags).to(self._device)
-            self._communicator.broadcast(shared)
-            flags = shared.cpu().numpy()
-        rows = [w.row for w, flag in zip(possible, flags, strict=True) if flag]
-        if not rows:
-            return []
-        self.gathered_rows += len(rows)
-        whole = self._gather([logits[row] for row in rows])
-        return [draw_from_all(w, m, *whole[i]) for i, (w, m) in enumerate(unsure)]
+        """The tokens of the worked rows on rank 0 (elsewhere of no meaning)."""
+        leads = self._communicator.rank == 0
+        at = np.full(rows.n, -1, dtype=np.int64)
+        if leads:
+            merged = Merged(rows, [rows.parts(part[skip:]) for part in parts])
+            at = choose(merged.keys, merged.cut, rows.filters, merged.whole, rows.uniform)
+        whole = self._gather_undecided(rows, shard, at)
+        if not leads:
+            return [(0, None)] * rows.n
+        keys = merged.keys[np.arange(rows.n), np.maximum(at, 0)]
+        tokens = key_ids(keys).tolist()
+        raw = merged.raw(keys).tolist() if rows.reports else [0.0] * rows.n
+        for i, row in whole.items():
+            tokens[i], raw[i] = _draw_from_all(rows, merged, i, *row)
+        return [(tokens[i], merged.logprobs(i, raw[i])) for i in range(rows.n)]
 
-    def _gather(self, shards: list[Shard]) -> list[tuple[Floats, Floats]]:
-        """Whole rows ``(adjusted, raw)`` from every rank's shards."""
+    def _gather_undecided(self, rows: Rows, shard: Shard, at: Ints) -> dict[int, tuple[Floats, Floats]]:
+        """Whole rows ``(adjusted, raw)`` where ``at`` is -1 on rank 0, which tells the others which they are."""
+        if rows.filters.greedy.all():
+            return {}
+        undecided = at < 0
+        if self._communicator.size > 1:
+            shared = torch.from_numpy(undecided.astype(np.int64)).to(self._device)
+            self._communicator.broadcast(shared)
+            undecided = shared.cpu().numpy() > 0
+        wanted = np.flatnonzero(undecided)
+        if not wanted.size:
+            return {}
+        self.gathered_rows += wanted.size
         if self._communicator.size == 1:
-            return [(shard.adjusted, shard.raw) for shard in shards]
-        padded = np.zeros((len(shards), 2, self._widest), dtype=np.float32)
-        for i, shard in enumerate(shards):
-            padded[i, 0, : shard.adjusted.size] = shard.adjusted
-            padded[i, 1, : shard.raw.size] = shard.raw
+            return {int(i): (shard.adjusted[i], shard.raw[i]) for i in wanted}
+        padded = np.zeros((wanted.size, 2, self._widest), dtype=np.float32)
+        padded[:, 0, : shard.adjusted.shape[1]] = shard.adjusted[wanted]
+        padded[:, 1, : shard.raw.shape[1]] = shard.raw[wanted]
         parts = self._communicator.all_gather(torch.from_numpy(padded).to(self._device))
         host = [part.cpu().numpy()[:, :, : b - a] for part, (a, b) in zip(parts, self._shards, strict=True)]
-        rows = np.concatenate(host, axis=2)
-        return [(row[0], row[1]) for row in rows]
+        return {int(i): (row[0], row[1]) for i, row in zip(wanted, np.concatenate(host, axis=2), strict=True)}
 
 
-def _merge_plain(parts: list[Doubles], count: int) -> Ints:
-    """The best id of each plain row over all ranks."""
-    if len(parts) == 1:
-        return parts[0][count : 2 * count].astype(np.int64)
-    values = np.stack([part[:count] for part in parts])
-    ids = np.stack([part[count : 2 * count] for part in parts])
-    # Shards lie in order, and argmax takes the first of equals: the lowest id wins, as on one rank.
-    winners: Ints = ids[values.argmax(axis=0), np.arange(count)].astype(np.int64)
-    return winners
+def _draw_from_all(rows: Rows, merged: Merged, i: int, adjusted: Floats, raw: Floats) -> tuple[int, float]:
+    """Token and raw logit of row ``i`` from the whole vocabulary: from as many of the best as decide it."""
+    one = slice(i, i + 1)
+    for count in (FIRST_SORTED, adjusted.size):
+        keys, cut = select(adjusted[None], 0, min(count, adjusted.size), adjusted.size, np.array([-np.inf]))
+        at = choose(keys, cut, rows.filters.row(i), merged.whole[one], rows.uniform[one])
+        if at[0] >= 0:
+            token = int(key_ids(keys[0, at[0]]))
+            return token, float(raw[token])
+    raise EngineError("a token could not be drawn from the whole vocabulary")

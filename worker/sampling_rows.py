@@ -1,150 +1,168 @@
-"""One row that is not plain greedy: what a rank proposes for it, and what rank 0 makes of all proposals.
+"""The rows of a step that are not plain greedy: what a rank proposes for them, and what rank 0 makes of it.
 
-A proposal is a flat run of float64 (which holds float32 and token ids exactly), of a size that every rank knows
-from the request's parameters alone: candidates' adjusted logits, their ids, their raw logits, the masses of adjusted
-and raw logits, and the most likely raw tokens where log-probabilities are asked for.
+A proposal is one flat run of 64-bit integers (doubles travel as their bits), laid out in a way that every rank
+knows from the requests' parameters alone.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from hexgen.errors import EngineError
-from hexgen.request import SamplingParams, TokenLogprobs
-from hexgen.split import Range
-from hexgen.worker.sampling_math import Candidates, Doubles, Mass, best, choose, join, mass, sort
-from hexgen.worker.sampling_state import Floats, SequenceState
+from hexgen.request import TokenLogprobs
+from hexgen.worker.sampling_math import (
+    Doubles,
+    Filters,
+    clean,
+    join,
+    key_ids,
+    key_values,
+    masses,
+    select,
+)
+from hexgen.worker.sampling_state import Floats, Ints, SequenceState
 
-# Candidates of each rank for a sampled row, and how many more than top-k where that is larger. A few beyond top-k,
-# because a candidate equal to the last one is not known to be better than what was left out.
+# Candidates of each rank for a sampled row, and how many more than top-k where that is larger: a candidate equal
+# to the last one is not known to be better than what was left out.
 CANDIDATES = 128
 BEYOND_TOP_K = 16
-# A row gathered whole is sorted so far first: rarely is more needed.
+# Tokens less likely than exp(-this) of the likeliest are no candidates, unless top-k wants them.
+FLOOR_NATS = 10.0
+# Rows gathered whole are drawn from so many of the best first: rarely are more needed.
 FIRST_SORTED = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A row that is not plain greedy."""
+    """One row that is not plain greedy."""
 
     row: int
     state: SequenceState
     position: int  # of the token to choose
 
-    @property
-    def params(self) -> SamplingParams:
-        return self.state.params
 
-    def candidates(self, vocab_size: int) -> int:
-        if self.params.greedy:
-            return 1
-        return min(vocab_size, max(CANDIDATES, (self.params.top_k or 0) + BEYOND_TOP_K))
+class Rows:
+    """Some worked rows and the layout of their proposals, the same on every rank."""
 
-    def proposal_size(self, vocab_size: int) -> int:
-        """Numbers that a rank sends: values, ids and raw logits, two masses, and the alternatives to report."""
-        return 3 * self.candidates(vocab_size) + 4 + 2 * (self.params.logprobs or 0)
+    def __init__(self, works: Sequence[Work], vocab_size: int) -> None:
+        self.works = tuple(works)
+        self.n = len(self.works)
+        self.vocab_size = vocab_size
+        params = [w.state.params for w in works]
+        self.filters = Filters(
+            greedy=np.array([p.greedy for p in params], dtype=np.bool_),
+            temperature=np.array([p.temperature or 1.0 for p in params]),
+            top_k=np.array([min(p.top_k or 0, vocab_size) for p in params], dtype=np.int64),
+            top_p=np.array([p.top_p for p in params]),
+            min_p=np.array([p.min_p for p in params]),
+        )
+        self.uniform = np.array([w.state.uniform(w.position) for w in works])
+        self.reports = any(p.logprobs is not None for p in params)
+        self.tops = max((p.logprobs or 0 for p in params), default=0)
+        widest_k = int(self.filters.top_k.max(initial=0))
+        sampled = max(CANDIDATES, widest_k + BEYOND_TOP_K) if not self.filters.greedy.all() else 1
+        self.width = min(vocab_size, sampled)  # candidates of each rank
+        # keys, cut, mass; where logprobs are wanted: raw logits of the candidates, raw mass, keys of raw tops
+        self.row_size = self.width + 3 + (self.width + 2 + self.tops if self.reports else 0)
+
+    def parts(self, proposal: Ints) -> Proposal:
+        """Views of the flat ``proposal`` ``[n * row_size]``."""
+        table = proposal.reshape(self.n, self.row_size)
+        w = self.width
+        report = table[:, w + 3 :]
+        return Proposal(
+            keys=table[:, :w],
+            cut=table[:, w].view(np.float64),
+            mass=table[:, w + 1 : w + 3].view(np.float64),
+            raw=report[:, :w].view(np.float64) if self.reports else None,
+            raw_mass=report[:, w : w + 2].view(np.float64) if self.reports else None,
+            tops=report[:, w + 2 :] if self.reports else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A rank's word on each row; arrays with one row each."""
+
+    keys: Ints  # [rows, width], PAD behind
+    cut: Doubles  # [rows]
+    mass: Doubles  # [rows, 2], at the temperature, of adjusted logits
+    raw: Doubles | None  # [rows, width]: the logits of ``keys`` before any adjustment (of PAD: nothing)
+    raw_mass: Doubles | None  # [rows, 2], at temperature 1
+    tops: Ints | None  # [rows, tops]: keys of the likeliest raw tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One rank's shard of a row."""
+    """A rank's logits of the rows, ``[rows, n_vocab]``; ``adjusted`` is ``raw`` itself if nothing is adjusted."""
 
     raw: Floats
     adjusted: Floats
 
+    @staticmethod
+    def make(rows: Rows, host: Floats) -> Shard:
+        """``host`` ``[rows, n_vocab]`` is left as it is."""
+        raw = clean(host)
+        touched = [i for i, w in enumerate(rows.works) if w.state.adjusts(w.position)]
+        if not touched:
+            return Shard(raw, raw)
+        adjusted = raw.copy()
+        for i in touched:
+            rows.works[i].state.adjust(adjusted[i], rows.works[i].position)
+        return Shard(raw, adjusted)
 
-@dataclass(frozen=True, slots=True)
+
+def propose(rows: Rows, shard: Shard, start: int, out: Proposal) -> None:
+    """Fill ``out`` for the rank whose part of the vocabulary begins at ``start``."""
+    filters, adjusted = rows.filters, shard.adjusted
+    unlimited = ~filters.greedy & (filters.top_k == 0)
+    out.mass[:] = 0
+    if unlimited.any():
+        out.mass[unlimited] = masses(adjusted[unlimited], filters.temperature[unlimited])
+    none = np.full(rows.n, -np.inf)
+    peaks = adjusted.max(axis=1, initial=-np.inf) - FLOOR_NATS * filters.temperature
+    floors = np.where(filters.top_k > 0, none, peaks)
+    out.keys[:], out.cut[:] = select(adjusted, start, rows.width, rows.width, floors)
+    if out.raw is None or out.raw_mass is None or out.tops is None:
+        return
+    out.raw_mass[:] = masses(shard.raw, np.ones(rows.n))
+    out.tops[:], _ = select(shard.raw, start, rows.tops, rows.tops, none)
+    if adjusted.shape[1]:
+        ids = np.clip(key_ids(out.keys) - start, 0, adjusted.shape[1] - 1)
+        out.raw[:] = np.take_along_axis(shard.raw, ids, axis=1)
+
+
 class Merged:
-    """A row's candidates of all ranks, best first, with what logprobs need."""
+    """All ranks' proposals, on rank 0."""
 
-    found: Candidates
-    raw: Doubles  # of each candidate
-    whole: Mass  # at the temperature, of adjusted logits
-    raw_whole: Mass  # at temperature 1, of raw logits
-    top: tuple[tuple[int, float], ...]  # raw logits
+    def __init__(self, rows: Rows, proposals: Sequence[Proposal]) -> None:
+        temperature = rows.filters.temperature
+        self._rows = rows
+        self._unsorted = np.concatenate([p.keys for p in proposals], axis=1)
+        self.keys = np.sort(self._unsorted, axis=1)[:, ::-1]
+        self.cut = np.stack([p.cut for p in proposals]).max(axis=0)
+        self.whole = join([p.mass for p in proposals], temperature)
+        self._raw = np.concatenate([p.raw for p in proposals if p.raw is not None] or [self.whole], axis=1)
+        if rows.reports:
+            mass = join([p.raw_mass for p in proposals if p.raw_mass is not None], np.ones(rows.n))
+            self._bases = mass[:, 0] + np.log(np.maximum(mass[:, 1], np.finfo(np.float64).tiny))
+            tops = np.concatenate([p.tops for p in proposals if p.tops is not None], axis=1)
+            tops = np.sort(tops, axis=1)[:, ::-1][:, : rows.tops]
+            self._top_ids = key_ids(tops).tolist()
+            self._top_values = (key_values(tops) - self._bases[:, None]).tolist()
 
-    def draw(self, work: Work) -> tuple[int, TokenLogprobs | None] | None:
-        """The chosen token, or None where the candidates do not decide it."""
-        at = choose(self.found, work.params, self.whole, work.state.uniform(work.position))
-        if at is None:
+    def raw(self, chosen: Ints) -> Doubles:
+        """Raw logits of one key a row (``chosen`` ``[rows]``); only where logprobs are reported."""
+        at = (self._unsorted == chosen[:, None]).argmax(axis=1)
+        found: Doubles = self._raw[np.arange(self._rows.n), at]
+        return found
+
+    def logprobs(self, i: int, raw: float) -> TokenLogprobs | None:
+        """For row ``i``, whose chosen token has the raw logit ``raw``, if it asked for them."""
+        wanted = self._rows.works[i].state.params.logprobs
+        if wanted is None:
             return None
-        token = int(self.found.ids[at])
-        if work.params.logprobs is None:
-            return token, None
-        base = self.raw_whole.largest + math.log(self.raw_whole.total) if self.raw_whole.total else 0.0
-        top = tuple((id_, value - base) for id_, value in self.top)
-        return token, TokenLogprobs(chosen=float(self.raw[at]) - base, top=top)
-
-
-def propose(work: Work, logits: Shard, start: int, vocab_size: int, out: Doubles) -> None:
-    """Fill ``out`` (``work.proposal_size`` numbers) with the proposal of the rank whose shard begins at ``start``."""
-    count, params = work.candidates(vocab_size), work.params
-    kept = best(logits.adjusted, count)
-    if params.greedy and logits.adjusted.size:
-        kept = np.array([logits.adjusted.argmax()])  # of equal values the first, as for plain rows
-    values, ids, raw = out[:count], out[count : 2 * count], out[2 * count : 3 * count]
-    values[kept.size :], ids[kept.size :], raw[kept.size :] = -np.inf, -1, -np.inf
-    values[: kept.size] = logits.adjusted[kept]
-    ids[: kept.size] = kept + start
-    raw[: kept.size] = logits.raw[kept]
-    masses = out[3 * count : 3 * count + 4]
-    masses[:] = 0
-    if not params.greedy and (params.top_k is None):
-        found = mass(logits.adjusted, params.temperature)
-        masses[:2] = found.largest, found.total
-    if params.logprobs is not None:
-        found = mass(logits.raw, 1.0)
-        masses[2:] = found.largest, found.total
-        tops = best(logits.raw, params.logprobs)
-        top = out[3 * count + 4 :].reshape(2, -1)
-        top[0, tops.size :], top[1, tops.size :] = -np.inf, -1
-        top[0, : tops.size] = logits.raw[tops]
-        top[1, : tops.size] = tops + start
-
-
-def merge(work: Work, parts: list[Doubles], shards: tuple[Range, ...], vocab_size: int) -> Merged:
-    """All ranks' proposals for one row."""
-    count, params = work.candidates(vocab_size), work.params
-    values = np.concatenate([part[:count] for part in parts])
-    ids = np.concatenate([part[count : 2 * count] for part in parts]).astype(np.int64)
-    raw = np.concatenate([part[2 * count : 3 * count] for part in parts])
-    real = ids >= 0
-    values, ids, raw = values[real], ids[real], raw[real]
-    order = sort(values, ids)
-    values, ids, raw = values[order], ids[order], raw[order]
-    # What a rank left out is at most its worst candidate: beyond the best such value nothing is sure.
-    cut = [float(part[:count].min()) for part, (a, b) in zip(parts, shards, strict=True) if b - a > count]
-    safe = int(np.searchsorted(-values, -max(cut), side="left")) if cut else values.size
-    masses = [part[3 * count : 3 * count + 4] for part in parts]
-    top: tuple[tuple[int, float], ...] = ()
-    if params.logprobs:
-        tops = np.concatenate([part[3 * count + 4 :].reshape(2, -1) for part in parts], axis=1)
-        tops = tops[:, tops[1] >= 0]
-        first = sort(tops[0], tops[1].astype(np.int64))[: params.logprobs]
-        top = tuple((int(tops[1, i]), float(tops[0, i])) for i in first)
-    return Merged(
-        found=Candidates(values, ids, safe, complete=not cut),
-        raw=raw,
-        whole=join([Mass(m[0], m[1]) for m in masses], params.temperature or 1.0),
-        raw_whole=join([Mass(m[2], m[3]) for m in masses], 1.0),
-        top=top,
-    )
-
-
-def draw_from_all(work: Work, merged: Merged, adjusted: Floats, raw: Floats) -> tuple[int, TokenLogprobs | None]:
-    """Draw with the whole vocabulary at hand: from as many of the best as decide it."""
-    for count in (FIRST_SORTED, adjusted.size):
-        ids = best(adjusted, count).astype(np.int64)
-        values = adjusted[ids].astype(np.float64)
-        order = sort(values, ids)
-        ids, values = ids[order], values[order]
-        complete = ids.size == adjusted.size
-        safe = ids.size if complete else int(np.searchsorted(-values, -values[-1], side="left"))
-        found = Candidates(values, ids, safe, complete)
-        token = replace(merged, found=found, raw=raw[ids].astype(np.float64)).draw(work)
-        if token is not None:
-            return token
-    raise EngineError("a token could not be drawn from the whole vocabulary")
+        top = zip(self._top_ids[i][:wanted], self._top_values[i][:wanted], strict=True)
+        return TokenLogprobs(raw - float(self._bases[i]), tuple(top))

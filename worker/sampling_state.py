@@ -103,17 +103,20 @@ class SequenceState:
         """Whether the token at ``position`` is chosen by the largest of the logits as they are, on every rank."""
         return self.plain and position - self.prompt_tokens >= self.params.min_tokens
 
-    def adjusted(self, raw: Floats, position: int) -> Floats:
-        """The shard's logits after bias, penalties and the ban on early stops; ``raw`` itself if none applies.
+    def adjusts(self, position: int) -> bool:
+        """Whether ``adjust`` would change this shard's logits for the token at ``position``."""
+        return self.counts is not None or self.bias_ids.size > 0 or self._bans(position)
+
+    def _bans(self, position: int) -> bool:
+        return self.stop_ids.size > 0 and position - self.prompt_tokens < self.params.min_tokens
+
+    def adjust(self, values: Floats, position: int) -> None:
+        """Bias, penalties and the ban on early stops, on the shard's logits ``values``, in place.
 
         Order: logit_bias; repetition penalty over prompt and output (Keskar et al., arXiv:1909.05858, section
         4.1); frequency, then presence penalty over the output; stop ids masked until ``min_tokens``.
         """
         p = self.params
-        bans = self.stop_ids.size and position - self.prompt_tokens < p.min_tokens
-        if self.counts is None and not self.bias_ids.size and not bans:
-            return raw
-        values = raw.copy()
         values[self.bias_ids] += self.bias
         if self.counts is not None and self.counts.ids.size:
             ids, generated = self.counts.ids, self.counts.generated
@@ -124,9 +127,8 @@ class SequenceState:
             seen -= np.float32(p.frequency_penalty) * generated
             seen -= np.float32(p.presence_penalty) * (generated > 0)
             values[ids] = seen
-        if bans:
+        if self._bans(position):
             values[self.stop_ids] = -np.inf
-        return values
 
     def uniform(self, position: int) -> float:
         """The one random number in [0, 1) that chooses the token at ``position``.
