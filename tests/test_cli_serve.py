@@ -184,6 +184,7 @@ def test_a_dead_worker_ends_the_server_with_its_name(plan: Path) -> None:
     assert not leftovers(serving.process.pid)
 
 
+@pytest.mark.slow
 def test_generate_answers_in_order_on_the_shared_cluster(
     ray_cluster: object,
     hexgen_command: Callable[..., subprocess.CompletedProcess[str]],
