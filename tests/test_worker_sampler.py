@@ -115,7 +115,7 @@ def params_strategy() -> st.SearchStrategy[SamplingParams]:
     )
 
 
-rows_strategy = st.lists(st.tuples(params_strategy(), st.sampled_from([0.0, 0.5, 4.0])), min_size=1, max_size=6)
+rows_strategy = st.lists(st.tuples(params_strategy(), st.sampled_from([0.05, 0.5, 4.0])), min_size=1, max_size=6)
 
 
 def make_rows(
@@ -175,7 +175,7 @@ def test_sharded_equals_single(shares: tuple[float, ...]) -> None:
                         seed=int(generator.integers(2**40)),
                         logprobs=[None, 0, 5][int(generator.integers(3))],
                     ),
-                    float(generator.choice([0.0, 0.3, 3.0])),
+                    float(generator.choice([0.05, 0.3, 3.0])),
                 )
             )
         cases.append(make_rows(rows, case))
@@ -343,11 +343,26 @@ def test_any_vocabulary(vocab: int) -> None:
     generator = np.random.default_rng(vocab)
     raw = generator.normal(size=vocab).astype(np.float32)
     for seed in range(20):
-        case = admission(0, SamplingParams(temperature=1.0, top_p=0.9 if seed % 2 else 1.0, seed=seed))
+        case = admission(
+            0, SamplingParams(temperature=1.0, top_p=0.9 if seed % 2 else 1.0, seed=seed, logprobs=20)
+        )
         sampler = make_sampler(vocab=vocab)
         result = sample(sampler, torch.from_numpy(raw)[None], [case])
         assert result is not None
         assert result[0].token == reference(raw, case, 1, sampler._sequences[0].uniform(1))
+        logprobs = result[0].logprobs
+        assert logprobs is not None
+        assert [id_ for id_, _ in logprobs.top] == np.argsort(-raw)[:20].tolist()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.999, 0.5])
+def test_a_flat_row_draws_all_over(top_p: float) -> None:
+    """All logits equal: only ids order the candidates, and the nucleus is the first part of them."""
+    sampler = make_sampler()
+    cases = [admission(i, SamplingParams(temperature=1.0, top_p=top_p, seed=i)) for i in range(200)]
+    tokens = [t.token for t in sample(sampler, torch.zeros(200, VOCAB), cases) or []]
+    uniform = [sampler._sequences[i].uniform(1) for i in range(200)]
+    assert tokens == pytest.approx([u * top_p * VOCAB for u in uniform], abs=1.5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -60,7 +60,7 @@ class Rows:
         )
         self.uniform = np.array([w.state.uniform(w.position) for w in works])
         self.reports = any(p.logprobs is not None for p in params)
-        self.tops = max((p.logprobs or 0 for p in params), default=0)
+        self.tops = min(vocab_size, max((p.logprobs or 0 for p in params), default=0))
         widest_k = int(self.filters.top_k.max(initial=0))
         sampled = max(CANDIDATES, widest_k + BEYOND_TOP_K) if not self.filters.greedy.all() else 1
         self.width = min(vocab_size, sampled)  # candidates of each rank
