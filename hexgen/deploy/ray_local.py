@@ -8,6 +8,8 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -85,7 +87,7 @@ def start_local_ray(cpus: int | None) -> LocalRay:
             max_worker_port=0,
             _system_config=LOCAL_SETTINGS,
         )
-        node = _quiet_node_class()(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
+        node = _start_node(parameters)
         ray.init(address=node.gcs_address, log_to_driver=False, logging_level=logging.ERROR)
     except BaseException as error:  # Ctrl-C too: whatever has started must end
         if "ray" in sys.modules:
@@ -109,6 +111,29 @@ def forget_token() -> None:
     raylet: Any = import_module("ray._raylet")
     raylet.Config.initialize("")  # the mode first: a thread that still drains must not miss a token that is gone
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _start_node(parameters: Any) -> Any:
+    """Ray has the kernel kill its processes when the *thread* that started them ends: that must not be early."""
+    node_class = _quiet_node_class()
+
+    def start() -> Any:
+        return node_class(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
+
+    if threading.current_thread() is threading.main_thread():
+        return start()
+    outcome: Future[Any] = Future()
+
+    def start_and_stay() -> None:
+        try:
+            outcome.set_result(start())
+        except BaseException as error:  # noqa: BLE001 - it is the caller's, who waits for it
+            outcome.set_exception(error)
+        else:
+            threading.Event().wait()
+
+    threading.Thread(target=start_and_stay, name="hexgen-ray", daemon=True).start()
+    return outcome.result()
 
 
 def _quiet_node_class() -> Any:
