@@ -17,6 +17,8 @@ from hexgen.errors import DeploymentError, EngineError
 from hexgen.worker.communicator import (
     DIRECT_BYTES,
     Communicator,
+    CpuCommunicator,
+    HostStagedCommunicator,
     SoloCommunicator,
     connect,
     connect_store,
@@ -67,6 +69,30 @@ def test_collectives_of_every_size_and_dtype(store: tuple[Store, int], size: int
 
     at_once([lambda r=r: work(r) for r in range(size)])
     for c in communicators:
+        c.close()
+
+
+def test_ranks_on_one_gpu_go_through_the_host(store: tuple[Store, int]) -> None:
+    """The staging itself; tensors that are on the host already take the same way."""
+    staged = [HostStagedCommunicator(c) for c in group(store[1], 2) if isinstance(c, CpuCommunicator)]
+
+    def work(rank: int) -> None:
+        c = staged[rank]
+        x = torch.full((3, 2), float(rank + 1))
+        assert [float(part[0, 0]) for part in c.all_gather(x)] == [1.0, 2.0]
+        c.broadcast(x, 1)
+        assert torch.equal(x, torch.full((3, 2), 2.0))
+        c.all_reduce(x)
+        assert torch.equal(x, torch.full((3, 2), 4.0))
+        if rank == 0:
+            c.send(x, 1)
+        else:
+            y = torch.zeros(3, 2)
+            c.recv(y, 0)
+            assert torch.equal(x, y)
+
+    at_once([lambda r=r: work(r) for r in range(2)])
+    for c in staged:
         c.close()
 
 
