@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     add("--tokenizer", type=Path, help="use this tokenizer.json instead of training one")
     add("--minutes", type=float, default=60.0, help="wall time to train for")
     add("--steps", type=int, help="train for this many steps instead")
-    add("--tokens", type=int, default=8192, help="tokens in one step")
+    add("--tokens", type=int, default=2048, help="tokens in one step")
     add("--context", type=int, default=512, help="tokens in one window")
     add("--long-share", type=float, default=0.1, help="last share of training, at full context")
     add("--chat-share", type=float, default=0.06, help="chat-formatted functions, by tokens")

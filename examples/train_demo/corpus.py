@@ -34,6 +34,7 @@ class Document:
 
 
 Split = tuple[list[Document], list[Document]]
+Arrays = list[np.ndarray]
 
 
 def read_documents(root: Path) -> list[Document]:
@@ -99,7 +100,7 @@ def conversations(documents: list[Document]) -> list[str]:
     return found
 
 
-def encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+def encode_all(tokenizer: Tokenizer, texts: list[str]) -> Arrays:
     """Token ids of each text, followed by end-of-text."""
     stop = tokenizer.token_to_id(END_OF_TEXT)
     encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -109,9 +110,7 @@ def encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
 class Packer:
     """Endless batches: each epoch shuffles the documents, joins them, and cuts windows."""
 
-    def __init__(
-        self, files: list[np.ndarray], chats: list[np.ndarray], chat_share: float, seed: int
-    ) -> None:
+    def __init__(self, files: Arrays, chats: Arrays, chat_share: float, seed: int) -> None:
         self.files, self.chats, self.seed = files, chats, seed
         file_tokens, chat_tokens = sum(map(len, files)), sum(map(len, chats))
         wanted = chat_share * file_tokens / max(chat_tokens, 1)

@@ -48,8 +48,8 @@ class Optimizer:
     def __init__(
         self,
         model: nn.Module,
-        matrix_rate: float = 0.02,
-        other_rate: float = 0.004,
+        matrix_rate: float = 0.015,
+        other_rate: float = 0.01,
         decay: float = 0.1,
         warmup: float = 0.02,
         hold: float = 0.3,
