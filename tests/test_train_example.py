@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import sysconfig
@@ -36,9 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(ROOT / "examples" / "train_demo_model.py"), "--no-compile"]
     for name, value in options.items():
         command += [name, str(value)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=folder, env=dict(os.environ)
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
