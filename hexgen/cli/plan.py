@@ -6,11 +6,17 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hexgen.errors import SpecError
+
+if TYPE_CHECKING:
+    from hexgen.cluster import Cluster
+    from hexgen.model import ModelSpec
+    from hexgen.plan import Plan
+    from hexgen.scheduler.compare import Baseline
 
 BUNDLED_MODEL = "demo"
 _PIPED_WIDTH = 140
@@ -70,8 +76,8 @@ def plan_command(
 
     from hexgen.cluster import load_cluster
     from hexgen.model import BUILTIN_CONFIGS, BUNDLED_MODELS, load_model
-    from hexgen.plan import dump_plan, plan_to_dict
-    from hexgen.scheduler.compare import Baseline, baselines
+    from hexgen.plan import dump_plan
+    from hexgen.scheduler.compare import baselines
     from hexgen.scheduler.planner import plan
     from hexgen.scheduler.task import make_task
     from hexgen.workload import load_workload
@@ -95,28 +101,47 @@ def plan_command(
         except OSError as error:
             raise SpecError(f"cannot be written: {error.strerror}", where=str(output)) from error
     if as_json:
-        value: dict[str, Any] = plan_to_dict(made)
-        if compare:
-            value["compare"] = [
-                {"name": o.name, "reason": o.reason}
-                | ({"plan": {k: v for k, v in plan_to_dict(o.plan).items() if k != "cluster"}} if o.plan else {})
-                for o in others
-            ]
-        typer.echo(json.dumps(value))
+        typer.echo(json.dumps(_as_json(made, others if compare else None)))
         return
     if output is None or explain or compare:
-        from rich.console import Console
-
-        from hexgen.cli.plan_tables import compare_table, explain_tables, plan_tables
-
-        # Piped, the width of a screen is unknown; tables folded to 80 columns are hard to read.
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-        for table in plan_tables(made, spec, shape):
-            console.print(table)
-        if explain:
-            for table in explain_tables(made, spec):
-                console.print(table)
-        if compare:
-            console.print(compare_table(made, others, objective.value))
+        _show(made, spec, shape, objective.value, explain=explain, others=others if compare else None)
     if output is not None:
         typer.echo(f"wrote {output}", err=True)
+
+
+def _as_json(made: Plan, others: tuple[Baseline, ...] | None) -> dict[str, Any]:
+    """The plan, and beside it what ``--compare`` asked for; baselines leave the cluster out, it is the plan's."""
+    from hexgen.plan import plan_to_dict
+
+    value: dict[str, Any] = plan_to_dict(made)
+    if others is not None:
+        value["compare"] = [
+            {"name": o.name, "reason": o.reason}
+            | ({"plan": {k: v for k, v in plan_to_dict(o.plan).items() if k != "cluster"}} if o.plan else {})
+            for o in others
+        ]
+    return value
+
+
+def _show(
+    made: Plan,
+    cluster: Cluster,
+    model: ModelSpec,
+    objective: str,
+    *,
+    explain: bool,
+    others: tuple[Baseline, ...] | None,
+) -> None:
+    from rich.console import Console
+
+    from hexgen.cli.plan_tables import compare_table, explain_tables, plan_tables
+
+    # Piped, the width of a screen is unknown; tables folded to 80 columns are hard to read.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    for table in plan_tables(made, cluster, model):
+        console.print(table)
+    if explain:
+        for table in explain_tables(made, cluster):
+            console.print(table)
+    if others is not None:
+        console.print(compare_table(made, others, objective))
