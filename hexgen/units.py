@@ -131,14 +131,6 @@ def format_bytes(value: float) -> str:
     return _rounded(value, "B")
 
 
-def format_bandwidth(value: float) -> str:
-    return _rounded(value, "B/s")
-
-
-def format_flops(value: float) -> str:
-    return _rounded(value, "FLOP/s")
-
-
 def format_time(value: float) -> str:
     """``12.5 ms``: three significant digits, from nanoseconds to seconds."""
     if value == 0:

@@ -20,7 +20,7 @@ from engine_client import EngineClient
 from hexgen.cluster import Cluster, parse_cluster
 from hexgen.deploy.ray_connect import connect_ray
 from hexgen.deploy.ray_deployment import RayDeployment, StageProgress
-from hexgen.deploy.ray_launch import deploy, launch, prepare
+from hexgen.deploy.ray_launch import deploy, prepare
 from hexgen.errors import CheckpointError, DeploymentError, EngineError
 from hexgen.memory import plan_memory
 from hexgen.model import load_model
@@ -141,7 +141,7 @@ def test_progress_ends_complete(running: RayDeployment, progress: list[list[Stag
 
 def test_a_killed_worker_is_reported_and_everything_ends(connected: RayCluster, tiny_llama: Path) -> None:
     groups = len(placement_groups())
-    with launch(one_stage(tiny_llama, "big/2")) as (deployment, _):
+    with deploy(prepare(one_stage(tiny_llama, "big/2"))) as deployment:
         pid = deployment.facts["big/2"].pid
         assert deployment.failure() is None
         os.kill(pid, signal.SIGKILL)
@@ -173,7 +173,7 @@ def test_a_checkpoint_that_a_rank_cannot_read_ends_the_start(
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     groups = len(placement_groups())
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"), launch(one_stage(broken, "big/2")):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"), deploy(prepare(one_stage(broken, "big/2"))):
         pass
     wait_until(lambda: len(placement_groups()) == groups)
 
@@ -181,14 +181,14 @@ def test_a_checkpoint_that_a_rank_cannot_read_ends_the_start(
 def test_devices_that_the_cluster_lacks_are_named(connected: RayCluster, tiny_llama: Path) -> None:
     cluster = parse_cluster({"name": "gpus", "nodes": [{"name": "g", "device": "T4", "count": 1}]})
     plan = Plan(str(tiny_llama), cluster, (Stage("s0", (0, 4), ("g/0",)),), (Route((Hop("s0", (0, 4)),)),))
-    with pytest.raises(DeploymentError, match=r"node g: the plan needs 1 GPU and 1 CPU"), launch(plan):
+    with pytest.raises(DeploymentError, match=r"node g: the plan needs 1 GPU and 1 CPU"), deploy(prepare(plan)):
         pass
 
 
 def test_a_plan_over_more_cores_than_there_are(connected: RayCluster, tiny_llama: Path) -> None:
     cluster = parse_cluster({"name": "c", "nodes": [{"name": "wide", "device": "cpu", "count": 1, "threads": 64}]})
     plan = Plan(str(tiny_llama), cluster, (Stage("s0", (0, 4), ("wide/0",)),), (Route((Hop("s0", (0, 4)),)),))
-    with pytest.raises(DeploymentError, match="node wide: the plan needs 64 CPU"), launch(plan):
+    with pytest.raises(DeploymentError, match="node wide: the plan needs 64 CPU"), deploy(prepare(plan)):
         pass
 
 

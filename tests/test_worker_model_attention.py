@@ -149,26 +149,3 @@ def test_an_empty_step_is_an_empty_batch() -> None:
     batch = build_batch(Step(0, 0), PageTables(8, 4, 50), 4, "cpu")
     assert batch.n_tokens == 0
     assert batch.sampled == 0
-
-
-def test_pages_move_between_pools() -> None:
-    """Some layers and heads of some pages, from a pool with 4 heads to one that holds two of them elsewhere."""
-    one = KVPool(6, 4, 3, 4, DIM, torch.float32, "cpu")
-    one.keys.copy_(torch.randn(one.keys.shape))
-    one.values.copy_(torch.randn(one.values.shape))
-    two = KVPool(9, 4, 2, 2, DIM, torch.float32, "cpu")
-    blocks = one.export(torch.tensor([5, 0]), (1, 3), (2, 4))
-    two.import_(blocks, torch.tensor([3, 8]), (0, 2), (0, 2))
-    assert torch.equal(two.keys[:, 3], one.keys[1:3, 5, 2:4])
-    assert torch.equal(two.values[:, 8], one.values[1:3, 0, 2:4])
-    assert not two.keys[:, 4].any()
-    assert two.bytes == 2 * 9 * 2 * 2 * 4 * DIM * 4
-    for wrong in (
-        (torch.tensor([9]), (0, 2), (0, 2)),
-        (torch.tensor([0]), (0, 3), (0, 2)),
-        (torch.tensor([0]), (0, 2), (1, 3)),
-    ):
-        with pytest.raises(EngineError, match="no such pages"):
-            two.export(*wrong)
-    with pytest.raises(EngineError, match="do not fit"):
-        two.import_(blocks, torch.tensor([3]), (0, 2), (0, 2))

@@ -19,7 +19,6 @@ class RouteRole:
     depth: int  # number of stages on the route: at most this many steps are in flight
     embeds: bool  # first on the path: embeds tokens, forms the batches, talks to the coordinator
     samples: bool  # last on the path: output head and sampling
-    previous: str | None  # stage it receives hidden states from
     next: str | None  # stage it sends hidden states to
     last: str  # stage that samples (tokens come back from it to the first)
     first: str = ""  # stage that embeds; "" where nobody asks (the stage itself, on a route of one)

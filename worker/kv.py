@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from hexgen.errors import EngineError
-
 
 @dataclass(frozen=True, slots=True)
 class KVLayer:
@@ -71,11 +69,6 @@ class KVPool:
     def bytes(self) -> int:
         return self._data.nbytes
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes of the buffer that gathered pages pass through."""
-        return self._scratch.nbytes
-
     def layer(self, index: int) -> KVLayer:
         return self._layers[index]
 
@@ -87,27 +80,3 @@ class KVPool:
         if self._scratch.numel() < elements:
             self._scratch = torch.empty(elements, dtype=self.dtype, device=self.device)
         return self._scratch[:elements]
-
-    def export(self, pages: torch.Tensor, layers: tuple[int, int], heads: tuple[int, int]) -> torch.Tensor:
-        """A copy ``[layers, n, 2, heads, page_size, head_dim]`` of some pages, layers, heads (local indices)."""
-        self._check(pages, layers, heads)
-        part = self._data[layers[0] : layers[1], :, :, heads[0] : heads[1]]
-        return part.index_select(1, pages.to(self.device))
-
-    def import_(
-        self, blocks: torch.Tensor, pages: torch.Tensor, layers: tuple[int, int], heads: tuple[int, int]
-    ) -> None:
-        """Write what ``export`` gave (here or on another rank) into these pages, layers and heads."""
-        self._check(pages, layers, heads)
-        part = self._data[layers[0] : layers[1], :, :, heads[0] : heads[1]]
-        expected = (part.shape[0], pages.numel(), *part.shape[2:])
-        if tuple(blocks.shape) != expected:
-            raise EngineError(f"KV blocks of shape {list(blocks.shape)} do not fit {list(expected)}")
-        part.index_copy_(1, pages.to(self.device), blocks.to(device=self.device, dtype=self.dtype))
-
-    def _check(self, pages: torch.Tensor, layers: tuple[int, int], heads: tuple[int, int]) -> None:
-        inside = 0 <= layers[0] <= layers[1] <= self.layers and 0 <= heads[0] <= heads[1] <= self.kv_heads
-        if pages.numel():
-            inside = inside and int(pages.min()) >= 0 and int(pages.max()) < self.pages
-        if not inside:
-            raise EngineError(f"no such pages, layers {layers} or heads {heads} in the KV pool")

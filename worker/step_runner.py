@@ -45,7 +45,6 @@ class StepRunner:
         self._model = model
         self._page_size = config.page_size
         self._device = torch.device(config.device)
-        self._hidden_size = config.model.hidden_size
         part = config.slices[config.rank]
         self._routes = {
             role.route: _RouteState(

@@ -99,7 +99,6 @@ def _role(stage: str, number: int, route: Route, pages: int) -> RouteRole | None
         depth=len(names),
         embeds=at == 0,
         samples=at == len(names) - 1,
-        previous=names[at - 1] if at > 0 else None,
         next=names[at + 1] if at + 1 < len(names) else None,
         last=names[-1],
         first=names[0],

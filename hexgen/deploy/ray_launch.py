@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,17 +106,3 @@ def deploy(
         ray_address=ray_address,
         on_progress=on_progress,
     )
-
-
-@contextmanager
-def launch(
-    plan: Plan | str | Path | None = None,
-    model: str | Path | None = None,
-    *,
-    ray_address: str | None = None,
-    on_progress: OnProgress | None = None,
-) -> Iterator[tuple[RayDeployment, Launchable]]:
-    """``prepare`` and ``deploy``; everything has ended when the block has."""
-    ready = prepare(plan, model, ray_address=ray_address)
-    with deploy(ready, ray_address=ray_address, on_progress=on_progress) as deployment:
-        yield deployment, ready
