@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import outside_ray
 from served import engine, served
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +22,13 @@ LIMIT_S = 280
 def run(*command: object) -> str:
     """Standard output; the example must end with status 0."""
     done = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=outside_ray(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -58,7 +65,7 @@ def test_python_api() -> None:
 def test_ray_cluster_of_several_nodes() -> None:
     before = {p.pid for p in psutil.process_iter()}
     command = ["bash", str(EXAMPLES / "ray_cluster.sh")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=outside_ray()) as process:
         try:
             out, _ = process.communicate(timeout=500)
         except subprocess.TimeoutExpired:

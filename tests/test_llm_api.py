@@ -260,6 +260,7 @@ def test_a_script_may_simply_end(interrupt: bool) -> None:
     code = f"""
 import os, signal, threading
 from hexgen import LLM, SamplingParams
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits an ignored Ctrl-C
 llm = LLM({str(BUNDLED)!r})
 if {interrupt}:
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
