@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,9 +64,10 @@ def test_python_api() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ray_cluster_of_several_nodes() -> None:
-    before = {p.pid for p in psutil.process_iter()}
+    mark = uuid.uuid4().hex  # in the environment of everything that the script starts
     command = ["bash", str(EXAMPLES / "ray_cluster.sh")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=outside_ray()) as process:
+    environment = outside_ray() | {"HEXGEN_TEST_MARK": mark}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             out, _ = process.communicate(timeout=500)
         except subprocess.TimeoutExpired:
@@ -73,10 +75,12 @@ def test_ray_cluster_of_several_nodes() -> None:
             raise
     assert process.returncode == 0, out
     assert '"completion_tokens":16' in out
-    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and _is_ray(p)]
+    left = [found for found in psutil.process_iter(["cmdline"]) if _has_mark(found, mark)]
     assert not left
 
 
-def _is_ray(process: psutil.Process) -> bool:
-    command = " ".join(process.info["cmdline"] or [])
-    return any(word in command for word in ("raylet", "gcs_server", "ray::"))
+def _has_mark(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get("HEXGEN_TEST_MARK") == mark
+    except psutil.Error:  # ended meanwhile, or somebody else's
+        return False
