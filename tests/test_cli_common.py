@@ -38,6 +38,18 @@ def test_sigterm_is_exit_status_143() -> None:
     assert caught.value.code == 143
 
 
+def import_that_hides_an_interrupt() -> None:
+    try:
+        send(signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise ImportError("could not import") from error
+
+
+def test_an_interrupt_that_a_library_took_for_its_own_failure() -> None:
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        import_that_hides_an_interrupt()
+
+
 def test_rays_own_handler_gives_the_same_status() -> None:
     with pytest.raises(SystemExit) as caught, StopSignals():
         sys.exit(signal.SIGTERM)

@@ -151,6 +151,17 @@ def test_text_for_a_checkpoint_without_a_tokenizer(capsys: pytest.CaptureFixture
     assert "--prompt-ids" in line
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"), [("7,999999", "999999 is not a token id"), (",".join(["5"] * 600), "600 tokens")]
+)
+def test_prompts_that_can_never_run(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path, ids: str, message: str
+) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(plan_of(tiny_llama, engine={"max_context": 64})))
+    assert message in refused(capsys, 2, "generate", path, "--prompt-ids", ids)
+
+
 def test_a_ray_client_address(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Ray client" in refused(capsys, 1, "generate", "--prompt", "x", "--ray-address", "ray://host:10001")
 

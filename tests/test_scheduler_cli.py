@@ -46,6 +46,13 @@ def test_a_table_for_people(cluster: str, capsys: pytest.CaptureFixture[str]) ->
         assert baseline in text
 
 
+def test_unused_devices_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = "[{name: a, device: cpu, count: 1}, {name: slow, device: cpu, count: 1, memory: 6MB, speed: 0.001}]"
+    (tmp_path / "c.yaml").write_text(f"nodes: {nodes}\n")
+    assert run(str(tmp_path / "c.yaml")) == 0
+    assert "1 of 2 devices unused: slow/0" in capsys.readouterr().out
+
+
 def test_json_is_one_object_and_the_plan_itself(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cluster, "--json", "--compare") == 0
     captured = capsys.readouterr()

@@ -52,6 +52,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.on_stop: Callable[[], None] | None = None
         self._shielded = False
+        self._ended_by: BaseException | None = None  # what a signal raised
         self._before: dict[int, Any] = {}
 
     def shield(self) -> None:
@@ -66,6 +67,9 @@ class StopSignals:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._ended_by is not None and isinstance(error, Exception):
+            # Raised inside a library's import, say, which made an error of its own out of it.
+            raise self._ended_by from None
         if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
             # Ray's own handler, which stands while it connects, takes the signal's number for the exit status.
             raise SystemExit(128 + signal.SIGTERM) from None
@@ -78,10 +82,9 @@ class StopSignals:
         say("stopping ...")
         if self.on_stop is not None:
             self.on_stop()
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
         else:
-            raise SystemExit(128 + number)
+            self._ended_by = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+            raise self._ended_by
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from hexgen.request import SamplingParams
 if TYPE_CHECKING:
     from hexgen.coordinator.tokenizer import Tokenizer
     from hexgen.deploy.ray_deployment import RayDeployment
+    from hexgen.deploy.ray_launch import Launchable
     from hexgen.model import ModelSpec
 
 MAX_PROMPT_FILE_BYTES = 16 * 1024 * 1024
@@ -143,6 +144,7 @@ def run(
                 where="--prompt",
                 remedy="give token ids with --prompt-ids 1,2,3",
             )
+        _check_prompts(prompts, tokenizer, ready)
         with shown_progress(quiet) as show:
             deployment = deploy(ready, ray_address=ray_address, on_progress=show)
         with deployment:
@@ -155,6 +157,31 @@ def run(
                 raise
             finally:
                 signals.shield()
+
+
+def _check_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, ready: Launchable) -> None:
+    """Refuse what can never run before a worker is started for it."""
+    from hexgen.memory import plan_memory
+
+    context = max(plan_memory(ready.plan, ready.cluster, ready.model).max_context)
+    for number, prompt in enumerate(prompts, 1):
+        ids: Sequence[int] = ()
+        if not isinstance(prompt, str):
+            ids = prompt
+        elif tokenizer is not None:
+            ids = tokenizer.encode(prompt)
+        if len(ids) >= context:
+            raise RequestError(
+                f"has {len(ids)} tokens; at most {context - 1} leave room for an answer",
+                where=f"prompt {number}",
+                remedy="shorten the prompt, or plan for more KV room",
+            )
+        wrong = [i for i in ids if not 0 <= i < ready.model.vocab_size]
+        if wrong:
+            raise RequestError(
+                f"{wrong[0]} is not a token id between 0 and {ready.model.vocab_size - 1}",
+                where=f"prompt {number}",
+            )
 
 
 async def _answer_all(

@@ -16,6 +16,7 @@ from hexgen.scheduler.evaluate import stranded_bytes
 from hexgen.units import format_bytes, format_time
 
 _ROUTES_SHOWN = 40
+_UNUSED_SHOWN = 6
 
 
 def plan_tables(plan: Plan, cluster: Cluster, model: ModelSpec) -> list[RenderableType]:
@@ -46,6 +47,10 @@ def plan_tables(plan: Plan, cluster: Cluster, model: ModelSpec) -> list[Renderab
     lines = [_route_text(plan, i) for i in range(min(len(plan.routes), _ROUTES_SHOWN))]
     if len(plan.routes) > _ROUTES_SHOWN:
         lines.append(f"... and {len(plan.routes) - _ROUTES_SHOWN} more routes")
+    unused = [device.id for device in cluster.devices() if device.id not in held]
+    if unused:
+        named = ", ".join(unused[:_UNUSED_SHOWN]) + (", ..." if len(unused) > _UNUSED_SHOWN else "")
+        lines.append(f"{len(unused)} of {len(cluster.devices())} devices unused: {named}")
     return [table, Text("\n".join(lines)), Text(_prediction_text(predicted))]
 
 

@@ -91,8 +91,8 @@ def _died_of(error: BaseException) -> str:
         return _last_line(text[text.index("ModuleNotFoundError") :].splitlines()[0])
     for sign, reason in (
         ("SIGKILL", "killed"),
-        ("OOM", "the node ran out of memory"),
-        ("out of memory", "the node ran out of memory"),
+        ("OOM", "killed, or crashed; perhaps the node ran out of memory"),
+        ("out of memory", "killed, or crashed; perhaps the node ran out of memory"),
         ("SIGSEGV", "segmentation fault"),
         ("node has died", "its node died"),
         ("node died", "its node died"),

@@ -9,8 +9,11 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -118,7 +121,8 @@ def _start_node(parameters: Any) -> Any:
     node_class = _quiet_node_class()
 
     def start() -> Any:
-        return node_class(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
+        with _own_sessions():
+            return node_class(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
 
     if threading.current_thread() is threading.main_thread():
         return start()
@@ -134,6 +138,22 @@ def _start_node(parameters: Any) -> Any:
 
     threading.Thread(target=start_and_stay, name="hexgen-ray", daemon=True).start()
     return outcome.result()
+
+
+@contextmanager
+def _own_sessions() -> Iterator[None]:
+    """Ray's processes get sessions of their own.
+
+    In ours, a signal to our whole process group (``timeout``, a CI runner, a terminal) would end Ray under the
+    workers that we are about to stop in good order, and every call to it would then wait for its time-out.
+    """
+    services: Any = import_module("ray._private.services")
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _quiet_node_class() -> Any:
