@@ -172,14 +172,12 @@ class RayDeployment:
             on_progress(self._by_stage(gather(calls, "loading", REPORT_TIMEOUT_S)))
 
     def _by_stage(self, known: Mapping[str, tuple[int, int]]) -> list[StageProgress]:
-        return [
-            StageProgress(
-                stage.name,
-                sum(known[device][0] for device in stage.devices),
-                sum(known[device][1] for device in stage.devices),
-            )
-            for stage in self.plan.stages
-        ]
+        """Sums over a stage's ranks; its total is 0, not known, until each of them has counted what it needs."""
+        stages: list[StageProgress] = []
+        for stage in self.plan.stages:
+            done, total = zip(*(known[device] for device in stage.devices), strict=True)
+            stages.append(StageProgress(stage.name, sum(done), sum(total) if all(total) else 0))
+        return stages
 
     def _start(self) -> None:
         calls = {device: actor.start.remote() for device, actor in self._actors.items()}
