@@ -67,8 +67,8 @@ class StopSignals:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._ended_by is not None and isinstance(error, Exception):
-            # Raised inside a library's import, say, which made an error of its own out of it.
+        if self._ended_by is not None and isinstance(error, Exception | SystemExit):
+            # Raised inside a library's import or wait, which may make an error or an exit of its own out of it.
             raise self._ended_by from None
         if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
             # Ray's own handler, which stands while it connects, takes the signal's number for the exit status.
