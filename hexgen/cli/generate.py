@@ -161,27 +161,15 @@ def run(
 
 def _check_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, ready: Launchable) -> None:
     """Refuse what can never run before a worker is started for it."""
+    from hexgen.coordinator.admission import check_prompt
     from hexgen.memory import plan_memory
 
     context = max(plan_memory(ready.plan, ready.cluster, ready.model).max_context)
-    for number, prompt in enumerate(prompts, 1):
-        ids: Sequence[int] = ()
+    for prompt in prompts:
         if not isinstance(prompt, str):
-            ids = prompt
+            check_prompt(prompt, ready.model.vocab_size, context)
         elif tokenizer is not None:
-            ids = tokenizer.encode(prompt)
-        if len(ids) >= context:
-            raise RequestError(
-                f"has {len(ids)} tokens; at most {context - 1} leave room for an answer",
-                where=f"prompt {number}",
-                remedy="shorten the prompt, or plan for more KV room",
-            )
-        wrong = [i for i in ids if not 0 <= i < ready.model.vocab_size]
-        if wrong:
-            raise RequestError(
-                f"{wrong[0]} is not a token id between 0 and {ready.model.vocab_size - 1}",
-                where=f"prompt {number}",
-            )
+            check_prompt(tokenizer.encode(prompt), ready.model.vocab_size, context)
 
 
 async def _answer_all(
