@@ -1,0 +1,157 @@
+"""A changed cluster, planned from the plan that runs on it now: quickly, and moving no more than it must.
+
+What survives is taken as it is, broken pipelines are repaired, and a fresh plan is made for comparison. Among
+plans as good as the best (within 1 %) the one wins whose devices must load the fewest bytes of weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hexgen.cluster import Cluster
+from hexgen.errors import HexgenError, InfeasibleError
+from hexgen.model import ModelSpec
+from hexgen.plan import EngineOptions, Plan, resolve_cluster
+from hexgen.scheduler.best import best_on_nodes, finish, goal_of
+from hexgen.scheduler.moves import DeviceMove, dealt_to_keep_most, device_moves, holdings, surviving
+from hexgen.scheduler.planner import plan as plan_afresh
+from hexgen.scheduler.repair import repaired, unbroken
+from hexgen.scheduler.task import Objective, Task, make_task, total_price
+from hexgen.validate import check_plan
+from hexgen.workload import Workload
+
+DEFAULT_LIMIT_S = 1.5
+EQUAL = 0.01  # relative: plans this near the best are as good; the model of costs is far less exact than that
+_REPAIR_SHARE = 0.5  # of the time limit; the fresh plan has the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """One way to go on. ``name``: ``unbroken`` (what survives, as it is), ``repaired`` or ``fresh``."""
+
+    name: str
+    tokens_s: float
+    loads_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replanned:
+    """The plan to change to, and what that means for each device. Plain data: whoever migrates acts on it."""
+
+    plan: Plan
+    moves: tuple[DeviceMove, ...]  # devices that hold weights now or will, in the cluster's order
+    loads_bytes: int  # weights that devices must load because they do not hold them
+    keeps_bytes: int  # weights that stay where they are and are used
+    gone: tuple[str, ...]  # devices of the old plan that are no longer there
+    chosen: str  # the name of what was taken
+    considered: tuple[Considered, ...]
+    elapsed_s: float
+
+
+def replan(
+    old: Plan,
+    cluster: Cluster,
+    model: ModelSpec,
+    workload: Workload | None = None,
+    objective: Objective = "throughput",
+    *,
+    time_limit_s: float = DEFAULT_LIMIT_S,
+    seed: int = 0,
+    options: EngineOptions | None = None,
+) -> Replanned:
+    """Plan for ``cluster`` starting from ``old``, which was made for another state of it.
+
+    ``options``: without, the old plan's. Raises ``SpecError`` where the old plan is not valid on its own cluster,
+    ``InfeasibleError`` where the new one cannot hold the model or keep the limits.
+    """
+    started = time.monotonic()
+    task = make_task(cluster, model, workload, objective, time_limit_s, seed, "auto", options or old.engine)
+    before = resolve_cluster(old)
+    check_plan(old, before, model, where="the old plan")
+    held = surviving(old, cluster, model)
+    found: list[tuple[float, Considered, Plan]] = []
+    failed: HexgenError | None = None
+    for name, draft in _drafts(old, task, objective, started, time_limit_s):
+        if isinstance(draft, HexgenError):
+            failed = draft
+            continue
+        settled = finish(task, dealt_to_keep_most(held, draft, cluster, model), objective)
+        value = _value(settled, task, objective)
+        if value is not None and settled.predicted is not None:
+            loads = sum(move.loads_bytes for move in device_moves(held, settled, cluster, model))
+            found.append((value, Considered(name, settled.predicted.tokens_s, loads), settled))
+    if not found:
+        raise failed or InfeasibleError("nothing of the old plan can go on", where=f"cluster {cluster.name}")
+    best = max(value for value, _, _ in found)
+    equal = [entry for entry in found if entry[0] >= best - EQUAL * abs(best)]
+    _, chosen, plan = min(equal, key=lambda entry: (entry[1].loads_bytes, -entry[0]))
+    moves = device_moves(held, plan, cluster, model)
+    return Replanned(
+        plan=plan,
+        moves=moves,
+        loads_bytes=chosen.loads_bytes,
+        keeps_bytes=sum(move.keeps_bytes for move in moves),
+        gone=tuple(device for device in holdings(old, before, model) if device not in held),
+        chosen=chosen.name,
+        considered=tuple(considered for _, considered, _ in found),
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def _drafts(
+    old: Plan, task: Task, objective: Objective, started: float, limit_s: float
+) -> Iterator[tuple[str, Plan | HexgenError]]:
+    """What to choose from; each is made only after the one before was looked at, so that time is shared."""
+    survivors = unbroken(old, task)
+    if survivors is not None:
+        yield "unbroken", survivors
+    if objective not in ("cost", "maxflow"):
+        mended = dataclasses.replace(task, deadline=started + _REPAIR_SHARE * limit_s)
+        for draft in repaired(old, mended, goal_of(objective)):
+            yield "repaired", draft
+    try:
+        yield "fresh", _fresh(task, objective, max(0.1, started + limit_s - time.monotonic()))
+    except HexgenError as error:
+        yield "fresh", error
+
+
+def _fresh(task: Task, objective: Objective, limit_s: float) -> Plan:
+    cluster = task.cluster
+    limited = cluster.budget_usd_h is not None and total_price(cluster.nodes) > cluster.budget_usd_h
+    if objective not in ("cost", "maxflow") and not limited:
+        quick = dataclasses.replace(task, quick=True, deadline=time.monotonic() + limit_s)
+        found = best_on_nodes(quick, cluster.nodes, goal_of(objective))
+        if found is not None:
+            return found.emit(task, objective)
+    return plan_afresh(
+        cluster,
+        task.model,
+        task.workload,
+        objective,
+        time_limit_s=limit_s,
+        seed=task.seed,
+        options=task.options,
+    )
+
+
+def _value(plan: Plan, task: Task, objective: Objective) -> float | None:
+    """Larger is better; None where the plan breaks the budget, or (cost) does not carry the rate."""
+    predicted = plan.predicted
+    if predicted is None:
+        return None
+    price, budget = predicted.price_usd_h, task.cluster.budget_usd_h
+    if budget is not None and price is not None and price > budget * (1 + 1e-9):
+        return None
+    if objective == "latency":
+        return predicted.single_tokens_s
+    if objective != "cost":
+        return predicted.tokens_s
+    if price is None or predicted.tokens_s <= 0:
+        return None
+    rate = task.workload.rate
+    if rate == "max":
+        return -price / predicted.tokens_s
+    return -price if predicted.requests_s >= float(rate) * (1 - 1e-9) else None
