@@ -2,28 +2,26 @@
 
 A stage is a `GroupShape`; `CostModel.profile` turns it into a `StageProfile` that knows two things: seconds of a
 step (roofline of each rank, collectives, software), and bytes (by `hexgen.memory`, the engine's own arithmetic).
-The time of a stage is linear in its layers, `fixed_s + layers * layer_s`, which the search uses.
+By the catalogue the time of a stage is linear in its layers, `fixed_s + layers * layer_s`; the search takes any
+times that do not fall with layers (`hexgen.scheduler.times`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hexgen.cluster import DeviceType, Link
-from hexgen.memory import (
-    GPU_GATHER_LAYERS,
-    rank_buffers_bytes,
-    rank_kv_bytes_per_token,
-    rank_weights_bytes,
-    usable_bytes,
-)
 from hexgen.model import DTYPE_BYTES, DType, ModelSpec
 from hexgen.plan import EngineOptions
-from hexgen.scheduler.figures import figures_of, flops_of
+from hexgen.scheduler.figures import figures_of
+from hexgen.scheduler.rank_bytes import distinct_bytes
+from hexgen.scheduler.roofline import rank_work
+from hexgen.scheduler.times import ENDS, MixTimes, StepTimes, end_index
 from hexgen.scheduler.traffic import Mix, StepLoad
-from hexgen.split import RankSlice, split_stage
+from hexgen.split import split_stage
+
+__all__ = ["CostModel", "EdgeCost", "GroupShape", "MixTimes", "StageProfile", "StepTimes", "end_index"]
 
 _CANDIDATE_BYTES = 256 * 8  # per row of logits, what ranks exchange to sample: top candidates, not the vocabulary
 
@@ -47,37 +45,6 @@ class EdgeCost:
 
     delay_s: float
     token_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _RankWork:
-    """One rank's arithmetic of one layer: seconds per unit of load."""
-
-    attn_gemm_s_token: float
-    attn_weights_s: float
-    core_s_attended: float
-    core_s_kv_read: float
-    mlp_gemm_s_token: float
-    mlp_weights_s: float
-    head_gemm_s_row: float
-    head_weights_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class MixTimes:
-    """A stage's seconds of a mean step and of a mixed one: ``fixed[end_index(...)] + layers * layer``."""
-
-    layer_s: float
-    mixed_layer_s: float
-    fixed_s: tuple[float, float, float, float]
-    mixed_fixed_s: tuple[float, float, float, float]
-
-
-_ENDS = ((False, False), (False, True), (True, False), (True, True))
-
-
-def end_index(embeds: bool, samples: bool) -> int:
-    return 2 * embeds + samples
 
 
 class CostModel:
@@ -111,7 +78,13 @@ class CostModel:
 
 
 class StageProfile:
-    """Seconds and bytes of one group shape. Immutable but for its caches."""
+    """Seconds and bytes of one group shape, by the catalogue's figures. Immutable but for its caches.
+
+    ``linear``: `times` are `MixTimes`, and a step is `fixed_s` + layers x `layer_s`. Where another source of
+    figures says otherwise, only `step_s` and `times` hold, and `layer_s` is a mean, good for ranking.
+    """
+
+    linear = True
 
     __slots__ = (
         "_bytes", "_dtype", "_engine", "_model", "_most", "_times", "_work", "figures", "id", "shape", "slices",
@@ -126,9 +99,9 @@ class StageProfile:
         self.figures = figures_of(shape.devices[0])
         self._model, self._dtype, self._engine = model, dtype, engine
         ranks = sorted(set(zip(shape.devices, self.slices, strict=True)), key=repr)
-        self._work = tuple(_rank_work(model, dtype, device, part) for device, part in ranks)
-        self._bytes = _distinct_bytes(model, dtype, engine, shape.devices, self.slices)
-        self._times: dict[Mix, MixTimes] = {}
+        self._work = tuple(rank_work(model, dtype, device, part) for device, part in ranks)
+        self._bytes = distinct_bytes(model, dtype, engine, shape.devices, self.slices)
+        self._times: dict[Mix, StepTimes] = {}
         self._most: dict[tuple[int, bool, bool], int] = {}
 
     # ---- time ------------------------------------------------------------------------------------------------
@@ -164,20 +137,23 @@ class StageProfile:
     def step_s(self, layers: int, load: StepLoad, embeds: bool, samples: bool) -> float:
         return self.fixed_s(load, embeds, samples) + layers * self.layer_s(load)
 
-    def times(self, mix: Mix) -> MixTimes:
+    def times(self, mix: Mix) -> StepTimes:
         """The stage under a route's steady mix of steps; remembered."""
         found = self._times.get(mix)
         if found is None:
-            mixed = [self.fixed_s(mix.mixed, embeds, samples) for embeds, samples in _ENDS]
-            plain = [self.fixed_s(mix.plain, embeds, samples) for embeds, samples in _ENDS]
-            mean = [p + mix.mixed_share * (m - p) for p, m in zip(plain, mixed, strict=True)]
-            found = self._times[mix] = MixTimes(
-                mix.mean_s(self.layer_s),
-                self.layer_s(mix.mixed),
-                (mean[0], mean[1], mean[2], mean[3]),
-                (mixed[0], mixed[1], mixed[2], mixed[3]),
-            )
+            found = self._times[mix] = self._mix_times(mix)
         return found
+
+    def _mix_times(self, mix: Mix) -> StepTimes:
+        mixed = [self.fixed_s(mix.mixed, embeds, samples) for embeds, samples in ENDS]
+        plain = [self.fixed_s(mix.plain, embeds, samples) for embeds, samples in ENDS]
+        mean = [p + mix.mixed_share * (m - p) for p, m in zip(plain, mixed, strict=True)]
+        return MixTimes(
+            mix.mean_s(self.layer_s),
+            self.layer_s(mix.mixed),
+            (mean[0], mean[1], mean[2], mean[3]),
+            (mixed[0], mixed[1], mixed[2], mixed[3]),
+        )
 
     def all_reduce_s(self, tokens: float) -> float:
         """The faster of ring (2(w-1) steps, 2(w-1)/w of the bytes: Patarasuk & Yuan 2009, section 3) and tree."""
@@ -217,71 +193,3 @@ class StageProfile:
     def missing_bytes(self, layers: int, kv_tokens: int, embeds: bool, samples: bool) -> int:
         """Bytes by which the fullest rank exceeds its memory (negative: what is left)."""
         return max(kv_tokens * rank.kv_token(layers) - rank.room(layers, embeds, samples) for rank in self._bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _RankBytes:
-    usable: int
-    fixed: dict[tuple[bool, bool], int]  # (embeds, samples) -> embedding, head and buffers
-    weights_layer: int
-    kv_layer: int  # of one token
-    extra_layers: int  # room for the copies that attention gathers, in layers
-
-    def kv_token(self, layers: int) -> int:
-        """Bytes that one token of KV takes."""
-        return self.kv_layer * (layers + self.extra_layers)
-
-    def layer_bytes(self, kv_tokens: int) -> int:
-        return self.weights_layer + self.kv_layer * kv_tokens
-
-    def room(self, layers: int, embeds: bool, samples: bool) -> int:
-        """Bytes left for KV."""
-        return self.usable - self.fixed[embeds, samples] - layers * self.weights_layer
-
-
-def _distinct_bytes(
-    model: ModelSpec,
-    dtype: DType,
-    engine: EngineOptions,
-    devices: Sequence[DeviceType],
-    slices: Sequence[RankSlice],
-) -> tuple[_RankBytes, ...]:
-    ranks: list[_RankBytes] = []
-    for device, part in dict.fromkeys(zip(devices, slices, strict=True)):
-        fixed = {
-            (embeds, samples): rank_weights_bytes(model, dtype, 0, part, embeds, samples)
-            + rank_buffers_bytes(model, dtype, part, engine.token_budget, engine.max_sequences, samples)
-            for embeds in (False, True)
-            for samples in (False, True)
-        }
-        layer = rank_weights_bytes(model, dtype, 1, part, False, False) - rank_weights_bytes(
-            model, dtype, 0, part, False, False
-        )
-        kv = rank_kv_bytes_per_token(model, dtype, 1, part)
-        extra = 0 if device.kind == "cpu" else GPU_GATHER_LAYERS
-        ranks.append(_RankBytes(usable_bytes(device), fixed, layer, kv, extra))
-    return tuple(ranks)
-
-
-def _rank_work(model: ModelSpec, dtype: DType, device: DeviceType, part: RankSlice) -> _RankWork:
-    """Roofline of one rank: Williams et al. 2009; a multiply-add is two FLOPs."""
-    figures = figures_of(device)
-    peak = flops_of(device, dtype)
-    gemm, stream = peak * figures.compute_share, device.bandwidth_bytes_s * figures.bandwidth_share
-    core = peak * figures.attention_compute_share
-    gather = device.bandwidth_bytes_s * figures.attention_bandwidth_share
-    size = DTYPE_BYTES[dtype]
-    q, kv = part.n_query_heads * model.head_dim, part.n_kv_heads * model.head_dim
-    attention = model.hidden_size * (2 * q + 2 * kv)
-    mlp = 3 * model.hidden_size * part.n_columns
-    head = model.hidden_size * part.n_vocab
-    return _RankWork(
-        attn_gemm_s_token=2 * attention / gemm,
-        attn_weights_s=attention * size / stream,
-        core_s_attended=4 * q / core,
-        core_s_kv_read=2 * kv * size / gather,
-        mlp_gemm_s_token=2 * mlp / gemm,
-        mlp_weights_s=mlp * size / stream,
-        head_gemm_s_row=2 * head / gemm,
-        head_weights_s=head * size / stream,
-    )

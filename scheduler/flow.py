@@ -23,6 +23,7 @@ from hexgen.scheduler.infeasible import infeasible
 from hexgen.scheduler.search import candidates
 from hexgen.scheduler.solver import RouteSolver
 from hexgen.scheduler.task import Task
+from hexgen.scheduler.times import end_index
 from hexgen.scheduler.traffic import mix_of, traffic_of
 
 _CANDIDATES = 8
@@ -95,8 +96,7 @@ def _stage_tokens_s(
     """Output tokens/s of a stage that is never short of work."""
     traffic = solver.traffic
     mix = mix_of(traffic, float(traffic.max_sequences), depth)
-    times = profile.times(mix)
-    step = times.fixed_s[2 * embeds + samples] + layers * times.layer_s
+    step = profile.times(mix).busy_s(layers, end_index(embeds, samples))
     return mix.running / mix.steps_in_flight / mix.cycles / step * traffic.output
 
 

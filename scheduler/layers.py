@@ -1,20 +1,21 @@
-"""How many layers each stage of a fixed order gets: exact, because a stage's time is linear in its layers.
+"""How many layers each stage of a fixed order gets: exact, for any stage times that do not fall with layers.
 
 For a given concurrency the longest stage is minimised by giving each next layer to whoever would finish it first;
 where round trips bound the route instead, layers move to the fastest stages as far as a threshold on the longest
-stage allows, and the best threshold is searched. Concurrency decides how much KV each layer needs, hence how many
-layers fit: every concurrency that could be best is tried. Brute force over all divisions agrees (see the tests).
+stage allows, and the best threshold is searched (`division` does both). Concurrency decides how much KV each
+layer needs, hence how many layers fit: every concurrency that could be best is tried. Brute force over all
+divisions agrees (see the tests).
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hexgen.scheduler.cost import EdgeCost, StageProfile, end_index
+from hexgen.scheduler.cost import EdgeCost, StageProfile
+from hexgen.scheduler.division import LinearSeconds, Seconds, TabledSeconds
 from hexgen.scheduler.figures import KV_FILL
 from hexgen.scheduler.pipeline import (
     Alone,
@@ -26,7 +27,8 @@ from hexgen.scheduler.pipeline import (
     most_within_limits,
     steady,
 )
-from hexgen.scheduler.traffic import Traffic, mix_of
+from hexgen.scheduler.times import MixTimes, end_index
+from hexgen.scheduler.traffic import StepLoad, Traffic, mix_of
 
 # How many concurrencies (or thresholds) are tried where memory binds: to rank orders, to decide, to be exact.
 QUICK, NORMAL, EXHAUSTIVE = 1, 10, 64
@@ -114,19 +116,19 @@ def divide_for_latency(chain: Chain, layers: int, traffic: Traffic, effort: int 
     caps = _caps(chain, traffic, 1)
     if not _fits(caps, layers):
         return None
+    caps = [min(cap, layers) for cap in caps]
     chunk = min(traffic.prompt, float(traffic.token_budget))
-    prefill, decode = traffic.prefill_load(chunk), traffic.decode_load(1.0)
-    slopes = [profile.layer_s(prefill) for profile in chain.profiles]
-    fixed = _fixed(chain, lambda profile, embeds, samples: profile.fixed_s(prefill, embeds, samples))
-    costs = [s + traffic.decodes * p.layer_s(decode) for s, p in zip(slopes, chain.profiles, strict=True)]
-    division = _cheapest(layers, caps, costs)
-    best = measure(chain, division, traffic)
+    prefill = _seconds_alone(chain, caps, [(1.0, traffic.prefill_load(chunk))])
+    whole = _seconds_alone(
+        chain, caps, [(1.0, traffic.prefill_load(chunk)), (traffic.decodes, traffic.decode_load(1.0))]
+    )
+    best = measure(chain, whole.cheapest(layers, caps), traffic)
     if traffic.prompt > chunk:  # several chunks: the longest stage spaces them
-        floor = _longest(fixed, slopes, _shortest_max(layers, caps, fixed, slopes))
-        thresholds = _thresholds(fixed, slopes, caps, floor, math.inf)
+        floor = prefill.longest(prefill.shortest_max(layers, caps))
+        thresholds = prefill.thresholds(caps, floor, math.inf)
         step = 1 if effort >= EXHAUSTIVE else max(1, len(thresholds) // effort)
         for threshold in thresholds[::step]:
-            division = _cheapest(layers, _capped(caps, fixed, slopes, threshold), costs)
+            division = whole.cheapest(layers, prefill.capped(caps, threshold))
             found = measure(chain, division, traffic)
             if found is not None and (best is None or found.alone.latency_s < best.alone.latency_s):
                 best = found
@@ -171,7 +173,7 @@ def _concurrencies(chain: Chain, layers: int, traffic: Traffic, effort: int) -> 
     return list(dict.fromkeys(max(1, round(low * ratio**i)) for i in range(effort + (effort >= _TO_ONE))))
 
 
-# ---- linear division ------------------------------------------------------------------------------------------
+# ---- times ----------------------------------------------------------------------------------------------------
 
 
 def _shortest_cycle(
@@ -179,95 +181,69 @@ def _shortest_cycle(
 ) -> tuple[int, ...]:
     mix = mix_of(traffic, float(concurrency), len(chain.profiles))
     times = [profile.times(mix) for profile in chain.profiles]
-    slopes = [time.layer_s for time in times]
     last = len(times) - 1
-    fixed = [time.fixed_s[end_index(i == 0, i == last)] for i, time in enumerate(times)]
-    division = _shortest_max(layers, caps, fixed, slopes)
+    seconds: Seconds
+    linear = [time for time in times if isinstance(time, MixTimes)]
+    if len(linear) == len(times):
+        fixed = [time.fixed_s[end_index(i == 0, i == last)] for i, time in enumerate(linear)]
+        seconds = LinearSeconds(fixed, [time.layer_s for time in linear])
+    else:
+        seconds = TabledSeconds(
+            [
+                [time.busy_s(n, end_index(i == 0, i == last)) for n in range(min(cap, layers) + 1)]
+                for i, (time, cap) in enumerate(zip(times, caps, strict=True))
+            ]
+        )
+        caps = [min(cap, layers) for cap in caps]
+    division = seconds.shortest_max(layers, caps)
     tokens = mix.mean_tokens
     link = max((tokens * edge.token_s for edge in chain.edges), default=0.0)
     travel = sum(edge.delay_s + tokens * edge.token_s for edge in chain.edges)
     travel += chain.back.delay_s if chain.back else 0.0
 
     def round_trip(division: Sequence[int]) -> float:
-        busy = sum(f + s * n for f, s, n in zip(fixed, slopes, division, strict=True))
-        return (busy + travel) / mix.steps_in_flight
+        return (seconds.total(division) + travel) / mix.steps_in_flight
 
-    floor = _longest(fixed, slopes, division)
+    floor = seconds.longest(division)
     ceiling = round_trip(division)
     if ceiling <= max(floor, link) * (1 + 1e-12):
         return division
     # Longest stage up, round trip down: the best is where they cross.
-    thresholds = _thresholds(fixed, slopes, caps, floor, ceiling)
+    thresholds = seconds.thresholds(caps, floor, ceiling)
     low, high = 0, len(thresholds) - 1
     while low < high:
         middle = (low + high) // 2
-        trial = _cheapest(layers, _capped(caps, fixed, slopes, thresholds[middle]), slopes)
+        trial = seconds.cheapest(layers, seconds.capped(caps, thresholds[middle]))
         if round_trip(trial) <= max(thresholds[middle], link):
             high = middle
         else:
             low = middle + 1
     trials = [division] + [
-        _cheapest(layers, _capped(caps, fixed, slopes, thresholds[i]), slopes) for i in (low - 1, low) if i >= 0
+        seconds.cheapest(layers, seconds.capped(caps, thresholds[i])) for i in (low - 1, low) if i >= 0
     ]
-    return min(trials, key=lambda d: (max(_longest(fixed, slopes, d), link, round_trip(d)), d))
+    return min(trials, key=lambda d: (max(seconds.longest(d), link, round_trip(d)), d))
 
 
-def _fixed(chain: Chain, seconds: Callable[[StageProfile, bool, bool], float]) -> list[float]:
+def _seconds_alone(chain: Chain, caps: Sequence[int], loads: Sequence[tuple[float, StepLoad]]) -> Seconds:
+    """Seconds of so many steps of each load, one after another."""
     last = len(chain.profiles) - 1
-    return [seconds(profile, i == 0, i == last) for i, profile in enumerate(chain.profiles)]
-
-
-def _longest(fixed: Sequence[float], slopes: Sequence[float], division: Sequence[int]) -> float:
-    return max(f + s * n for f, s, n in zip(fixed, slopes, division, strict=True))
-
-
-def _shortest_max(
-    layers: int, caps: Sequence[int], fixed: Sequence[float], slopes: Sequence[float]
-) -> tuple[int, ...]:
-    """Minimise the longest stage: each next layer to whoever would finish it first (caps must leave room)."""
-    division = [1] * len(caps)
-    heap = [(fixed[i] + 2 * slopes[i], i) for i in range(len(caps)) if caps[i] > 1]
-    heapq.heapify(heap)
-    for _ in range(layers - len(caps)):
-        finish, i = heap[0]
-        division[i] += 1
-        if division[i] < caps[i]:
-            heapq.heapreplace(heap, (finish + slopes[i], i))
-        else:
-            heapq.heappop(heap)
-    return tuple(division)
-
-
-def _cheapest(layers: int, caps: Sequence[int], costs: Sequence[float]) -> tuple[int, ...]:
-    """Minimise the sum of costs: fill the cheapest stages first, one layer at least for each."""
-    division = [1] * len(caps)
-    left = layers - len(caps)
-    for i in sorted(range(len(caps)), key=lambda i: (costs[i], i)):
-        taken = min(left, caps[i] - 1)
-        division[i] += taken
-        left -= taken
-    return tuple(division)
-
-
-def _capped(caps: Sequence[int], fixed: Sequence[float], slopes: Sequence[float], threshold: float) -> list[int]:
-    """The most layers of each stage within ``threshold`` seconds (never fewer than one)."""
-    reach = threshold * (1 + 1e-12)
-    return [
-        max(1, min(cap, int((reach - f) / s) if reach > f else 0))
-        for cap, f, s in zip(caps, fixed, slopes, strict=True)
-    ]
-
-
-def _thresholds(
-    fixed: Sequence[float], slopes: Sequence[float], caps: Sequence[int], floor: float, ceiling: float
-) -> list[float]:
-    """Every time that the longest stage could take, from ``floor`` to ``ceiling``."""
-    values = {floor}
-    for f, s, cap in zip(fixed, slopes, caps, strict=True):
-        first = max(1, math.floor((floor - f) / s))
-        last = min(cap, math.ceil((ceiling - f) / s)) if math.isfinite(ceiling) else cap
-        values.update(f + s * n for n in range(first, last + 1) if f + s * n > floor)
-    return sorted(values)
+    if all(profile.linear for profile in chain.profiles):
+        fixed = [
+            sum(times * profile.fixed_s(load, i == 0, i == last) for times, load in loads)
+            for i, profile in enumerate(chain.profiles)
+        ]
+        slopes = [sum(times * profile.layer_s(load) for times, load in loads) for profile in chain.profiles]
+        return LinearSeconds(fixed, slopes)
+    return TabledSeconds(
+        [
+            [0.0]
+            + [
+                sum(times * profile.step_s(n, load, i == 0, i == last) for times, load in loads)
+                for n in range(1, cap + 1)
+            ]
+            for i, (profile, cap) in enumerate(zip(chain.profiles, caps, strict=True))
+        ]
+    )
 
 
 def _better(found: Division, best: Division) -> bool:

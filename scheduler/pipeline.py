@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hexgen.scheduler.cost import EdgeCost, StageProfile, end_index
+from hexgen.scheduler.cost import EdgeCost, StageProfile
 from hexgen.scheduler.figures import KV_FILL
+from hexgen.scheduler.times import end_index
 from hexgen.scheduler.traffic import Mix, Traffic, alone_mix, mix_of
 
 
@@ -73,9 +74,7 @@ def steady(
     mix = mix_of(traffic, concurrency, len(parts))
     times = [part.profile.times(mix) for part in parts]
     ends = [end_index(part.embeds, part.samples) for part in parts]
-    busy = tuple(
-        time.fixed_s[end] + part.layers * time.layer_s for part, time, end in zip(parts, times, ends, strict=True)
-    )
+    busy = tuple(time.busy_s(part.layers, end) for part, time, end in zip(parts, times, ends, strict=True))
     tokens = mix.mean_tokens
     link_busy = tuple(tokens * edge.token_s for edge in edges)
     travel = sum(edge.delay_s for edge in edges) + sum(link_busy) + (back.delay_s if back else 0.0)
@@ -90,10 +89,7 @@ def steady(
             limit, index = "round trip", 0
     tpot = mix.steps_in_flight * cycle
     requests = mix.running / (mix.cycles * tpot)
-    full = [
-        time.mixed_fixed_s[end] + part.layers * time.mixed_layer_s
-        for part, time, end in zip(parts, times, ends, strict=True)
-    ]
+    full = [time.mixed_s(part.layers, end) for part, time, end in zip(parts, times, ends, strict=True)]
     ttft = sum(full) + travel + (traffic.chunks - 1) * max(full) + cycle / 2
     return Steady(
         concurrency=concurrency,
@@ -116,11 +112,11 @@ def alone(parts: tuple[Part, ...], edges: tuple[EdgeCost, ...], back: EdgeCost |
     mix = alone_mix(traffic)
     times = [(part.profile.times(mix), end_index(part.embeds, part.samples), part.layers) for part in parts]
     chunk = mix.mixed.tokens
-    stages = [time.mixed_fixed_s[end] + layers * time.mixed_layer_s for time, end, layers in times]
+    stages = [time.mixed_s(layers, end) for time, end, layers in times]
     delays = sum(edge.delay_s for edge in edges) + (back.delay_s if back else 0.0)
     ttft = sum(stages) + delays + sum(chunk * edge.token_s for edge in edges)
     ttft += (traffic.prompt / chunk - 1) * max(*stages, *(chunk * edge.token_s for edge in edges), 0.0)
-    tpot = sum(time.fixed_s[end] + layers * time.layer_s for time, end, layers in times)
+    tpot = sum(time.busy_s(layers, end) for time, end, layers in times)
     tpot += delays + sum(edge.token_s for edge in edges)
     latency = ttft + traffic.decodes * tpot
     return Alone(ttft, tpot, latency, traffic.output / latency)
