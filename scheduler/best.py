@@ -12,6 +12,7 @@ from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
 from hexgen.scheduler.cost import CostModel
 from hexgen.scheduler.evaluate import predict
 from hexgen.scheduler.exact import exact
+from hexgen.scheduler.genetic import genetic
 from hexgen.scheduler.groups import Topology
 from hexgen.scheduler.improve import Partition
 from hexgen.scheduler.infeasible import infeasible
@@ -53,6 +54,8 @@ def _search(task: Task, solver: RouteSolver) -> Partition | None:
     devices = sum(node.count for node in solver.topology.nodes)
     if task.engine == "exact":
         return exact(solver)
+    if task.engine == "genetic":
+        return genetic(solver, task.seed, task.deadline)
     routes = 0 if task.quick else routes_to_solve(devices, task.time_limited)
     partition = search(solver, task.seed, task.deadline, routes)
     if task.engine == "auto" and devices <= _AUTO_EXACT_DEVICES:
