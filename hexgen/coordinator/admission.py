@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from hexgen.coordinator.router import Need
 from hexgen.errors import QueueFullError, RequestError
+from hexgen.routing import Need
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from hexgen.coordinator.admission import AdmissionLimits, check_prompt
 from hexgen.coordinator.dispatcher import Dispatcher
 from hexgen.coordinator.engine_client import Endpoint
 from hexgen.coordinator.metrics import Metrics
-from hexgen.coordinator.router import RouteState
 from hexgen.coordinator.stream import RequestStream, RequestUpdate
 from hexgen.coordinator.tokenizer import Tokenizer
 from hexgen.errors import QueueFullError, RequestError, UnavailableError
 from hexgen.plan import Plan
 from hexgen.protocol import Stats
 from hexgen.request import SamplingParams
+from hexgen.routing import RouteState
 
 MAX_REQUEST_ID_CHARS = 128
 _THREAD_CHARS = 8192  # a longer text is tokenized beside the event loop
@@ -64,7 +64,12 @@ class Coordinator:
         self.started_s = time.time()
         self.metrics = Metrics(self)
         self._dispatcher = Dispatcher(
-            endpoints, secret, model.eos_token_ids, (limits or CoordinatorLimits()).admission, self.metrics
+            endpoints,
+            secret,
+            model.eos_token_ids,
+            (limits or CoordinatorLimits()).admission,
+            self.metrics,
+            _predicted_tokens_s(plan),
         )
         self._stopping = False
 
@@ -106,6 +111,10 @@ class Coordinator:
 
     def route_stats(self, route: int) -> Stats | None:
         return self._dispatcher.stats.get(route)
+
+    def route_tokens_s(self, route: int) -> float | None:
+        """Output tokens/s that the route was seen to do when full; None where that is not known."""
+        return self._dispatcher.speeds.measured_tokens_s(route)
 
     @property
     def healthy(self) -> bool:
@@ -196,3 +205,11 @@ class Coordinator:
         if request_id in self._dispatcher.streams:
             raise RequestError("is in use by a request that has not finished", where="request_id")
         return request_id
+
+
+def _predicted_tokens_s(plan: Plan | None) -> dict[int, float]:
+    """What the plan expects of each route when it is full: its weight's share of the whole."""
+    if plan is None or plan.predicted is None:
+        return {}
+    total = sum(route.weight for route in plan.routes)
+    return {i: plan.predicted.tokens_s * route.weight / total for i, route in enumerate(plan.routes)}

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hexgen.coordinator.admission import AdmissionLimits, AdmissionQueue
 from hexgen.coordinator.engine_client import Endpoint, RouteConnection
 from hexgen.coordinator.metrics import Metrics
-from hexgen.coordinator.router import Router, RouteState
 from hexgen.coordinator.stream import OutputSequence, RequestStream
 from hexgen.errors import EngineError, HexgenError, RequestError, UnavailableError
 from hexgen.protocol import Abort, Frame, Refused, Stats, Submit, Tokens, Welcome
 from hexgen.request import MAX_SEED
+from hexgen.route_speeds import RouteSpeeds
+from hexgen.routing import Router, RouteState
 
 
 class Dispatcher:
@@ -28,7 +29,9 @@ class Dispatcher:
         eos_token_ids: tuple[int, ...],
         limits: AdmissionLimits,
         metrics: Metrics,
+        predicted_tokens_s: Mapping[int, float] | None = None,
     ) -> None:
+        """``predicted_tokens_s``: of each route when it is full, where a plan says so."""
         self.router = Router(())
         self.queue: AdmissionQueue[RequestStream] = AdmissionQueue(limits)
         self.streams: dict[str, RequestStream] = {}  # accepted and not finished, by request id
@@ -38,6 +41,7 @@ class Dispatcher:
         self._eos_token_ids = eos_token_ids
         self._metrics = metrics
         self._weights = {e.route: e.weight for e in endpoints}
+        self.speeds = RouteSpeeds(self._weights, predicted_tokens_s)
         self._connections = {e.route: RouteConnection(e, secret, self) for e in endpoints}
         self._running: dict[int, tuple[RequestStream, OutputSequence]] = {}  # by sequence number
         self._next_sequence = 1
@@ -121,6 +125,7 @@ class Dispatcher:
     # ---- in ----------------------------------------------------------------------------------------------------
 
     def route_up(self, welcome: Welcome) -> None:
+        before = self.router.routes.get(welcome.route)
         self.router.routes[welcome.route] = RouteState(
             route=welcome.route,
             weight=self._weights[welcome.route],
@@ -129,6 +134,8 @@ class Dispatcher:
             page_size=welcome.page_size,
             max_sequences=welcome.max_sequences,
             free_pages=welcome.total_pages,
+            speed=self.speeds.factor(welcome.route),
+            credit=0.0 if before is None else before.credit,
         )
         self._pump()
 
@@ -136,6 +143,7 @@ class Dispatcher:
         """Fail what ran there; the other routes go on, and waiting requests that could still run keep waiting."""
         self.router.routes[route].up = False
         self.stats.pop(route, None)
+        self.speeds.lost(route)
         for stream in [s for s in self.streams.values() if s.route == route]:
             if stream.first_token_s is None:
                 error: HexgenError = UnavailableError(f"route {route} went down: {reason}", remedy="try again")
@@ -152,6 +160,8 @@ class Dispatcher:
             state = self.router.routes[route]
             state.free_pages, state.total_pages = frame.free_pages, frame.total_pages
             state.waiting, state.running = frame.waiting, frame.running
+            self.speeds.observe(route, time.monotonic(), frame.output_tokens, state.full)
+            state.speed = self.speeds.factor(route)
             if len(self.queue):
                 self._pump()
         elif isinstance(frame, Refused):

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hexgen.coordinator.router import RouteState
 from hexgen.protocol import Stats
+from hexgen.routing import RouteState
 
 _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5)
@@ -27,6 +27,7 @@ class LiveState(Protocol):
     @property
     def route_states(self) -> Iterable[RouteState]: ...
     def route_stats(self, route: int) -> Stats | None: ...
+    def route_tokens_s(self, route: int) -> float | None: ...
 
 
 class Metrics:
@@ -72,6 +73,9 @@ class _LiveCollector(Collector):
             name: GaugeMetricFamily(f"hexgen_{name}", text, labels=["route"])
             for name, text in (
                 ("route_up", "1 where the route's head is connected"),
+                ("route_weight", "The plan's weight, at the speed that was measured"),
+                ("route_speed", "Measured against predicted, as far as the weight follows it yet"),
+                ("route_full_tokens_per_second", "Output tokens/s seen while the route was full"),
                 ("kv_free_pages", "KV pages free, cached ones included"),
                 ("kv_total_pages", "KV pages of the route"),
                 ("running_sequences", "Sequences running on the route"),
@@ -91,6 +95,11 @@ class _LiveCollector(Collector):
         for state in live.route_states:
             label = [str(state.route)]
             gauges["route_up"].add_metric(label, float(state.up))
+            gauges["route_weight"].add_metric(label, state.weight * state.speed)
+            gauges["route_speed"].add_metric(label, state.speed)
+            measured = live.route_tokens_s(state.route)
+            if measured is not None:
+                gauges["route_full_tokens_per_second"].add_metric(label, measured)
             gauges["kv_total_pages"].add_metric(label, state.total_pages)
             stats = live.route_stats(state.route)
             if stats is None:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from hexgen.coordinator.detokenizer import Detokenizer
-from hexgen.coordinator.router import Need
 from hexgen.coordinator.stops import StopMatcher
 from hexgen.coordinator.tokenizer import Tokenizer
 from hexgen.errors import HexgenError
 from hexgen.request import FinishReason, RequestTiming, SamplingParams, TokenEvent, TokenLogprobs
+from hexgen.routing import Need
 
 
 @dataclass(slots=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from hexgen.coordinator.coordinator import Coordinator
-from hexgen.coordinator.router import RouteState
 from hexgen.coordinator.stream import Delta, RequestStream, RequestUpdate
 from hexgen.coordinator.tokenizer import Tokenizer
 from hexgen.errors import RequestError
 from hexgen.proto import inference_pb2 as pb
 from hexgen.request import SamplingParams
+from hexgen.routing import RouteState
 
 _REASONS = {
     "stop": pb.FINISH_REASON_STOP,

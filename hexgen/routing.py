@@ -1,6 +1,6 @@
 """Which route takes a request: the plan's weights, corrected by what each route can hold right now.
 
-Plain data in, a route's number out: no sockets, no clock.
+Plain data in, a route's number out: no sockets, no clock, so that the simulator routes as the coordinator does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class RouteState:
     running: int = 0
     outstanding: int = 0  # sequences sent and not finished
     starting_pages: int = 0  # prompt pages of sequences sent that have not produced a token
-    current: float = 0.0  # state of the smooth weighted round robin
+    speed: float = 1.0  # a factor on the weight: measured against predicted (`hexgen.route_speeds`)
+    credit: float = 0.0  # requests that it should have had by its share, less those that it had
+    turned_away: Need | None = None  # the last request that went elsewhere for want of room
 
     def pages(self, need: Need) -> int:
         """Pages until every sequence has produced a token: the shared prompt, and a page of its own for each."""
@@ -58,30 +60,57 @@ class RouteState:
         )
 
     @property
+    def full(self) -> bool:
+        """Whether it works as hard as it can: its head has a queue, or it has no room for what it turned away."""
+        if self.waiting:
+            return True
+        return self.turned_away is not None and self.up and not self.has_room(self.turned_away)
+
+    @property
     def effective_weight(self) -> float:
-        """The plan's weight, scaled by the share of pages that is free and by the queue before the head."""
+        """The weight at the measured speed, scaled by the share of pages free and by the queue before the head."""
         free = max(0, self.free_pages - self.starting_pages) / max(1, self.total_pages)
         # A floor keeps a nearly full route in the rotation, so that its share recovers smoothly.
-        return self.weight * max(free, 0.01) / (1 + self.waiting)
+        return self.weight * self.speed * max(free, 0.01) / (1 + self.waiting)
 
 
 class Router:
-    """Smooth weighted round robin (as nginx does it: "Upstream: smooth weighted round-robin balancing", 2012)."""
+    """Shares realised request by request, without bursts.
+
+    R. Tijdeman, "The chairman assignment problem", Discrete Mathematics 32 (1980): of the routes whose credit is
+    at least 1/(2k-2), with k routes to choose from, the one takes the request that would soonest be a whole
+    request behind. With constant shares each of k >= 2 routes has then had, after any n requests, within
+    1 - 1/(2k-2) of its share of n, and no rule does better. Taking turns by the largest credit alone (smooth
+    weighted round robin as in nginx, interleaved weighted round robin as in Helix) has no such bound for more
+    than two.
+    """
 
     def __init__(self, routes: Iterable[RouteState]) -> None:
         self.routes = {state.route: state for state in routes}
 
     def choose(self, need: Need, blocked: Collection[int] = ()) -> int | None:
         """The route for a request, or None where none has room. ``blocked`` routes are kept for others."""
-        open_routes = [s for s in self.routes.values() if s.route not in blocked and s.has_room(need)]
+        open_routes: list[RouteState] = []
+        for state in self.routes.values():
+            if state.has_room(need):
+                if state.route not in blocked:
+                    open_routes.append(state)
+            elif state.takes(need):
+                state.turned_away = need
         if not open_routes:
             return None
-        weights = {s.route: s.effective_weight for s in open_routes}
-        for state in open_routes:
-            state.current += weights[state.route]
-        best = max(open_routes, key=lambda s: (s.current, -s.route))
-        best.current -= sum(weights.values())
-        return best.route
+        shares = _shares(open_routes)
+        for state, share in zip(open_routes, shares, strict=True):
+            state.credit += share
+        least = 1 / (2 * len(open_routes) - 2) if len(open_routes) > 1 else 0.0
+        ripe = [i for i, state in enumerate(open_routes) if state.credit >= least - 1e-9]
+        # Routes that were full a while ago may hold all the credit: then nobody here is ripe, and all may bid.
+        chosen = min(
+            ripe or range(len(open_routes)),
+            key=lambda i: ((1 - least - open_routes[i].credit) / shares[i], open_routes[i].route),
+        )
+        open_routes[chosen].credit -= 1
+        return open_routes[chosen].route
 
     def able(self, need: Need) -> set[int]:
         """Routes that are up and could take the request sooner or later."""
@@ -96,3 +125,11 @@ class Router:
         """Tokens; the longest context of any route that is up (of any at all, where none is)."""
         up = [s.max_context for s in self.routes.values() if s.up]
         return max(up or (s.max_context for s in self.routes.values()))
+
+
+def _shares(routes: list[RouteState]) -> list[float]:
+    weights = [state.effective_weight for state in routes]
+    largest = max(weights)  # divided by first, so that no sum overflows
+    scaled = [max(weight / largest, 1e-9) for weight in weights]
+    total = sum(scaled)
+    return [weight / total for weight in scaled]
