@@ -187,6 +187,8 @@ def _predicted(value: object, place: Place) -> Prediction:
         bottleneck=section.require("bottleneck", yamlfile.text),
         upper_bound_tokens_s=section.optional("upper_bound_tokens_s", _FIGURE),
         price_usd_h=section.optional("price_usd_h", _FIGURE),
+        max_flow_tokens_s=section.optional("max_flow_tokens_s", _FIGURE),
+        source=section.optional("source", yamlfile.text),
         devices=section.get("devices", yamlfile.list_of(_device_prediction, MAX_STAGES), ()),
         stages=section.get("stages", yamlfile.list_of(_stage_prediction, MAX_STAGES), ()),
     )
@@ -210,6 +212,8 @@ def _stage_prediction(value: object, place: Place) -> StagePrediction:
         prefill_step_s=section.require("prefill_step_s", _FIGURE),
         decode_step_s=section.require("decode_step_s", _FIGURE),
         utilisation=section.require("utilisation", _FIGURE),
+        prefill_utilisation=section.optional("prefill_utilisation", _FIGURE),
+        decode_utilisation=section.optional("decode_utilisation", _FIGURE),
     )
 
 
@@ -260,7 +264,10 @@ def _predicted_to_dict(predicted: Prediction) -> dict[str, Any]:
         value = getattr(predicted, field.name)
         if isinstance(value, tuple):
             if value:
-                out[field.name] = [Inline(dataclasses.asdict(entry)) for entry in value]
+                out[field.name] = [
+                    Inline({k: v for k, v in dataclasses.asdict(entry).items() if v is not None})
+                    for entry in value
+                ]
         elif value is not None:
             out[field.name] = value
     return out

@@ -71,6 +71,8 @@ class StagePrediction:
     prefill_step_s: float
     decode_step_s: float
     utilisation: float  # of the stage when the cluster serves `Prediction.tokens_s`
+    prefill_utilisation: float | None = None  # the part of it that prompts take
+    decode_utilisation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Prediction:
     bottleneck: str
     upper_bound_tokens_s: float | None = None
     price_usd_h: float | None = None
+    max_flow_tokens_s: float | None = None  # prompt and output tokens; compute and links alone, as Helix counts
+    source: str | None = None  # of the figures; None: the built-in catalogue
     devices: tuple[DevicePrediction, ...] = ()
     stages: tuple[StagePrediction, ...] = ()
 

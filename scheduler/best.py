@@ -88,7 +88,8 @@ def why_nothing(task: Task, objective: Objective) -> InfeasibleError:
 
 def solver_for(task: Task, nodes: Sequence[Node], goal: Goal) -> RouteSolver:
     """The solver of routes over these nodes, in the dtype that using all of them means."""
-    cost = CostModel(task.model, plan_dtype(task.options, task.model, [n.device for n in nodes]), task.options)
+    dtype = plan_dtype(task.options, task.model, [n.device for n in nodes])
+    cost = CostModel(task.model, dtype, task.options, task.cost_table)
     traffic = traffic_of(task.model, task.workload, task.options)
     return RouteSolver(Topology(task.cluster, nodes), cost, traffic, goal, exhaustive=task.engine == "exact")
 
@@ -132,5 +133,7 @@ def emit_plan(routes: Sequence[Solution], task: Task) -> Plan:
 def finish(task: Task, draft: Plan, objective: str) -> Plan:
     """Check the plan as a person's would be, and predict what it does."""
     memory = check_plan(draft, task.cluster, task.model, where="the planner's own plan")
-    prediction = predict(draft, task.cluster, task.model, task.workload, memory, objective)
+    prediction = predict(
+        draft, task.cluster, task.model, task.workload, memory, objective, cost_table=task.cost_table
+    )
     return dataclasses.replace(draft, predicted=prediction)

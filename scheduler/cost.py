@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hexgen.cluster import DeviceType, Link
 from hexgen.model import DTYPE_BYTES, DType, ModelSpec
@@ -20,6 +21,9 @@ from hexgen.scheduler.roofline import rank_work
 from hexgen.scheduler.times import ENDS, MixTimes, StepTimes, end_index
 from hexgen.scheduler.traffic import Mix, StepLoad
 from hexgen.split import split_stage
+
+if TYPE_CHECKING:
+    from hexgen.scheduler.tables.source import CostTable
 
 __all__ = ["CostModel", "EdgeCost", "GroupShape", "MixTimes", "StageProfile", "StepTimes", "end_index"]
 
@@ -48,24 +52,34 @@ class EdgeCost:
 
 
 class CostModel:
-    """Figures from the catalogue. Another source (measured, published) replaces `profile` and `edge`."""
+    """Figures from the catalogue, or from ``table`` as far as it has any."""
 
-    def __init__(self, model: ModelSpec, dtype: DType, engine: EngineOptions) -> None:
+    def __init__(
+        self, model: ModelSpec, dtype: DType, engine: EngineOptions, table: CostTable | None = None
+    ) -> None:
         self.model = model
         self.dtype: DType = dtype
         self.engine = engine
+        self.table = table
         self._profiles: dict[GroupShape, StageProfile] = {}
 
     def profile(self, shape: GroupShape) -> StageProfile:
         """The stage that ``shape`` makes; equal shapes give the same object. Raises `SpecError` past the heads."""
         found = self._profiles.get(shape)
         if found is None:
-            found = StageProfile(len(self._profiles), shape, self.model, self.dtype, self.engine)
+            number = len(self._profiles)
+            if self.table is not None:
+                found = self.table.profile(number, shape, self.model, self.dtype, self.engine)
+            if found is None:
+                found = StageProfile(number, shape, self.model, self.dtype, self.engine)
             self._profiles[shape] = found
         return found
 
     def edge(self, sender: StageProfile, receiver: StageProfile, link: Link) -> EdgeCost:
         """Hidden states from ``sender`` to ``receiver`` over ``link``."""
+        told = self.table.edge(link) if self.table is not None else None
+        if told is not None:
+            return told
         a, b = figures_of(sender.shape.devices[0]), figures_of(receiver.shape.devices[0])
         row_bytes = self.model.hidden_size * DTYPE_BYTES[self.dtype]
         share = min(a.link_share, b.link_share)
@@ -73,6 +87,9 @@ class CostModel:
 
     def token_edge(self, sender: StageProfile, receiver: StageProfile, link: Link) -> EdgeCost:
         """Sampled tokens from the last stage back to the first: a few bytes each."""
+        told = self.table.edge(link) if self.table is not None else None
+        if told is not None:
+            return EdgeCost(told.delay_s, 0.0)
         a, b = figures_of(sender.shape.devices[0]), figures_of(receiver.shape.devices[0])
         return EdgeCost(link.latency_s + max(a.hop_s, b.hop_s), 0.0)
 
@@ -143,6 +160,10 @@ class StageProfile:
         if found is None:
             found = self._times[mix] = self._mix_times(mix)
         return found
+
+    def flow_tokens_s(self, layers: int, mix: Mix, end: int) -> float:
+        """Tokens/s, prompt and output alike, of a stage that is never short of steps like these."""
+        return mix.mean_tokens / self.times(mix).busy_s(layers, end)
 
     def _mix_times(self, mix: Mix) -> StepTimes:
         mixed = [self.fixed_s(mix.mixed, embeds, samples) for embeds, samples in ENDS]

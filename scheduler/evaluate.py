@@ -3,48 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from hexgen.cluster import Cluster, Device, Link
 from hexgen.memory import PlanMemory, plan_memory
 from hexgen.model import ModelSpec
 from hexgen.plan import DevicePrediction, Plan, Prediction, Route, Stage, StagePrediction
 from hexgen.scheduler.bound import upper_bound_tokens_s
-from hexgen.scheduler.cost import CostModel, EdgeCost, GroupShape
+from hexgen.scheduler.cost import CostModel, GroupShape, StageProfile
+from hexgen.scheduler.flow_bound import flow_bound_tokens_s
 from hexgen.scheduler.groups import Topology
 from hexgen.scheduler.pipeline import (
-    Alone,
     Part,
-    Steady,
     alone,
     at_rate,
     concurrency_for,
     most_within_limits,
     steady,
 )
+from hexgen.scheduler.residency import tabled_kv_tokens
+from hexgen.scheduler.sharing import RouteState, StageLoad, stage_loads, stretches, sustained
+from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.traffic import Traffic, traffic_of
 from hexgen.units import format_time
 from hexgen.workload import Slo, Workload
 
 
-@dataclass(frozen=True, slots=True)
-class RouteState:
-    """One route of a plan, ready to be asked."""
-
-    parts: tuple[Part, ...]
-    edges: tuple[EdgeCost, ...]
-    back: EdgeCost | None
-    most: int  # sequences at once
-    full: Steady  # at that concurrency
-    alone: Alone
-
-
 def evaluate(
-    plan: Plan, cluster: Cluster, model: ModelSpec, workload: Workload, objective: str = "throughput"
+    plan: Plan,
+    cluster: Cluster,
+    model: ModelSpec,
+    workload: Workload,
+    objective: str = "throughput",
+    *,
+    cost_table: CostTable | None = None,
 ) -> Prediction:
     """The prediction for a valid plan (``hexgen.validate.check_plan``). Raises ``InfeasibleError``."""
     memory = plan_memory(plan, cluster, model)
-    return predict(plan, cluster, model, workload, memory, objective)
+    return predict(plan, cluster, model, workload, memory, objective, cost_table=cost_table)
 
 
 def predict(
@@ -54,25 +49,32 @@ def predict(
     workload: Workload,
     memory: PlanMemory,
     objective: str,
+    *,
+    cost_table: CostTable | None = None,
 ) -> Prediction:
     traffic = traffic_of(model, workload, plan.engine)
-    cost = CostModel(model, memory.dtype, plan.engine)
+    cost = CostModel(model, memory.dtype, plan.engine, cost_table)
     topology = Topology(cluster)
     devices = {device.id: device for device in cluster.devices()}
+    profiles = {stage.name: cost.profile(group_shape(stage, topology, devices)) for stage in plan.stages}
+    kv_tokens = memory.kv_tokens
+    if cost_table is not None and cost_table.holds_kv:
+        kv_tokens = tabled_kv_tokens(plan, profiles, model)
     # These two count what is served in time, not all that could be.
     limited = objective in ("slo", "cost") and traffic.slo != Slo()
     states = [
-        _route_state(plan, route, kv, topology, cost, devices, traffic, limited)
-        for route, kv in zip(plan.routes, memory.kv_tokens, strict=True)
+        _route_state(plan, route, kv, topology, cost, profiles, devices, traffic, limited)
+        for route, kv in zip(plan.routes, kv_tokens, strict=True)
     ]
-    rates = _sustained(plan, states)
+    rates = sustained(plan, states, traffic)
     total = sum(rates)
     scale = 1.0 if traffic.rate is None or traffic.rate >= total else traffic.rate / total
+    carried = [rate * scale for rate in rates]
     running = [
-        at_rate(s.parts, s.edges, s.back, traffic, s.most, rate * scale)
-        for s, rate in zip(states, rates, strict=True)
+        at_rate(s.parts, s.edges, s.back, traffic, s.most, rate, slowed)
+        for s, rate, slowed in zip(states, carried, stretches(plan, states, carried), strict=True)
     ]
-    utilisation = _utilisation(plan, states, rates)
+    loads = stage_loads(plan, states, rates)
     used = {device for stage in plan.stages for device in stage.devices}
     return Prediction(
         objective=objective,
@@ -82,13 +84,26 @@ def predict(
         tpot_s=_weighted([s.tpot_s for s in running], rates),
         latency_s=_weighted([s.latency_s for s in running], rates),
         single_tokens_s=max(s.alone.tokens_s for s in states),
-        bottleneck=_bottleneck(plan, states, rates, memory.kv_tokens, traffic),
-        upper_bound_tokens_s=upper_bound_tokens_s(
-            model, memory.dtype, [d.type for d in devices.values()], traffic, plan.engine.max_sequences
-        ),
+        bottleneck=_bottleneck(plan, states, rates, kv_tokens, traffic),
+        upper_bound_tokens_s=_upper_bound(plan, cluster, cost, traffic),
         price_usd_h=_price(cluster, used),
+        source=None if cost_table is None else cost_table.source,
         devices=memory.devices,
-        stages=tuple(_stage_prediction(stage, plan, states, utilisation[stage.name]) for stage in plan.stages),
+        stages=tuple(_stage_prediction(stage, plan, states, loads[stage.name]) for stage in plan.stages),
+    )
+
+
+def _upper_bound(plan: Plan, cluster: Cluster, cost: CostModel, traffic: Traffic) -> float | None:
+    """Of the catalogue's figures by arithmetic; of a published table by its rates; measured ones have none."""
+    if cost.table is None:
+        types = [device.type for device in cluster.devices()]
+        return upper_bound_tokens_s(cost.model, cost.dtype, types, traffic, plan.engine.max_sequences)
+    if not cost.table.holds_kv:
+        return None
+    return (
+        flow_bound_tokens_s(cost, cluster.nodes, traffic, in_turns=True)
+        * traffic.output
+        / (traffic.prompt + traffic.decodes)
     )
 
 
@@ -109,12 +124,13 @@ def _route_state(
     kv_tokens: int,
     topology: Topology,
     cost: CostModel,
+    profile_of: Mapping[str, StageProfile],
     devices: Mapping[str, Device],
     traffic: Traffic,
     limited: bool,
 ) -> RouteState:
     stages = [plan.stage(hop.stage) for hop in route.path]
-    profiles = [cost.profile(group_shape(stage, topology, devices)) for stage in stages]
+    profiles = [profile_of[stage.name] for stage in stages]
     places = [topology.index[devices[stage.devices[0]].node] for stage in stages]
     last = len(stages) - 1
     parts = tuple(
@@ -139,38 +155,7 @@ def _route_state(
     )
 
 
-def _sustained(plan: Plan, states: Sequence[RouteState]) -> list[float]:
-    """Requests/s of each route when the plan serves all it can, shared out in proportion to the routes' weights.
-
-    A stage that several routes share gives each of them its time.
-    """
-    weights = [route.weight for route in plan.routes]
-    total = sum(weights)
-    shares = [weight / total for weight in weights]
-    limit = min(state.full.requests_s / share for state, share in zip(states, shares, strict=True))
-    for load in _stage_seconds(plan, states, shares).values():
-        if load > 0:
-            limit = min(limit, 1 / load)
-    return [limit * share for share in shares]
-
-
-def _stage_seconds(plan: Plan, states: Sequence[RouteState], rates: Sequence[float]) -> dict[str, float]:
-    """Seconds that each stage works in a second, when the routes carry these requests/s."""
-    seconds = {stage.name: 0.0 for stage in plan.stages}
-    for route, state, rate in zip(plan.routes, states, rates, strict=True):
-        steps_a_request = 1 / (state.full.requests_s * state.full.cycle_s)
-        for hop, busy in zip(route.path, state.full.busy_s, strict=True):
-            seconds[hop.stage] += rate * steps_a_request * busy
-    return seconds
-
-
-def _utilisation(plan: Plan, states: Sequence[RouteState], rates: Sequence[float]) -> dict[str, float]:
-    return {name: min(1.0, load) for name, load in _stage_seconds(plan, states, rates).items()}
-
-
-def _stage_prediction(
-    stage: Stage, plan: Plan, states: Sequence[RouteState], utilisation: float
-) -> StagePrediction:
+def _stage_prediction(stage: Stage, plan: Plan, states: Sequence[RouteState], load: StageLoad) -> StagePrediction:
     """The stage's steps, as the first route that passes it makes them."""
     for route, state in zip(plan.routes, states, strict=True):
         for hop, part in zip(route.path, state.parts, strict=True):
@@ -183,9 +168,11 @@ def _stage_prediction(
                     decode_step_s=part.profile.step_s(
                         part.layers, state.full.mix.plain, part.embeds, part.samples
                     ),
-                    utilisation=utilisation,
+                    utilisation=min(1.0, load.prefill + load.decode),
+                    prefill_utilisation=min(1.0, load.prefill),
+                    decode_utilisation=min(1.0, load.decode),
                 )
-    return StagePrediction(stage.name, 0.0, 0.0, 0.0)  # on no route: idle
+    return StagePrediction(stage.name, 0.0, 0.0, 0.0, 0.0, 0.0)  # on no route: idle
 
 
 def _bottleneck(

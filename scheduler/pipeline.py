@@ -10,6 +10,7 @@ because a sequence can only decode once its token has come back. Everything else
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hexgen.scheduler.cost import EdgeCost, StageProfile
@@ -69,12 +70,18 @@ def steady(
     back: EdgeCost | None,
     traffic: Traffic,
     concurrency: float,
+    stretch: Sequence[float] | None = None,
 ) -> Steady:
-    """The route with ``concurrency`` sequences on it. ``back``: the tokens' way home, None for one stage."""
+    """The route with ``concurrency`` sequences on it. ``back``: the tokens' way home, None for one stage.
+
+    ``stretch``: by what factor each stage is slowed by the other routes that share it.
+    """
     mix = mix_of(traffic, concurrency, len(parts))
     times = [part.profile.times(mix) for part in parts]
     ends = [end_index(part.embeds, part.samples) for part in parts]
     busy = tuple(time.busy_s(part.layers, end) for part, time, end in zip(parts, times, ends, strict=True))
+    if stretch is not None:
+        busy = tuple(seconds * factor for seconds, factor in zip(busy, stretch, strict=True))
     tokens = mix.mean_tokens
     link_busy = tuple(tokens * edge.token_s for edge in edges)
     travel = sum(edge.delay_s for edge in edges) + sum(link_busy) + (back.delay_s if back else 0.0)
@@ -90,6 +97,8 @@ def steady(
     tpot = mix.steps_in_flight * cycle
     requests = mix.running / (mix.cycles * tpot)
     full = [time.mixed_s(part.layers, end) for part, time, end in zip(parts, times, ends, strict=True)]
+    if stretch is not None:
+        full = [seconds * factor for seconds, factor in zip(full, stretch, strict=True)]
     ttft = sum(full) + travel + (traffic.chunks - 1) * max(full) + cycle / 2
     return Steady(
         concurrency=concurrency,
@@ -129,19 +138,20 @@ def at_rate(
     traffic: Traffic,
     most: int,
     requests_s: float,
+    stretch: Sequence[float] | None = None,
 ) -> Steady:
     """The route serving ``requests_s``, or as near to it as ``most`` sequences at once can."""
-    full = steady(parts, edges, back, traffic, float(most))
+    full = steady(parts, edges, back, traffic, float(most), stretch)
     if full.requests_s <= requests_s:
         return full
     low, high = 0.0, float(most)
     for _ in range(40):
         middle = (low + high) / 2
-        if steady(parts, edges, back, traffic, middle).requests_s < requests_s:
+        if steady(parts, edges, back, traffic, middle, stretch).requests_s < requests_s:
             low = middle
         else:
             high = middle
-    return steady(parts, edges, back, traffic, high)
+    return steady(parts, edges, back, traffic, high, stretch)
 
 
 def keeps_limits(state: Steady, traffic: Traffic) -> bool:

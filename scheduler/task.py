@@ -12,6 +12,7 @@ from hexgen.cluster import Cluster, Node
 from hexgen.errors import SpecError
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions
+from hexgen.scheduler.tables.source import CostTable
 from hexgen.workload import Lengths, Workload
 
 Objective = Literal["throughput", "latency", "slo", "cost", "maxflow"]
@@ -30,6 +31,7 @@ class Task:
     seed: int
     deadline: float | None  # of time.monotonic()
     time_limited: bool
+    cost_table: CostTable | None = None  # figures instead of the catalogue's
     quick: bool = False  # regular partitions only, for planners that compare many sets of nodes
 
 
@@ -42,6 +44,7 @@ def make_task(
     seed: int,
     engine: str,
     options: EngineOptions | None,
+    cost_table: CostTable | None = None,
 ) -> Task:
     """Check what was asked, and fill in what was not. Raises ``SpecError``."""
     if objective not in get_args(Objective):
@@ -79,6 +82,8 @@ def make_task(
             where="workload: slo",
             remedy="add slo: {ttft: 2s, tpot: 100ms}",
         )
+    if cost_table is not None:
+        cost_table.check(model, [node for node in cluster.nodes if node.count])
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     return Task(
         cluster,
@@ -89,6 +94,7 @@ def make_task(
         seed,
         deadline,
         time_limit_s is not None,
+        cost_table,
     )
 
 

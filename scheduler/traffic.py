@@ -18,7 +18,8 @@ class StepLoad:
 
     ``attended``: summed over the new tokens, how many positions each attends to (decides FLOPs). ``kv_read``:
     summed over the sequences, how many tokens of KV are read (decides bytes). Both are already averaged over the
-    layers' sliding windows. ``samples``: rows of logits.
+    layers' sliding windows. ``samples``: rows of logits. The ``prefill_`` figures are the prompts' part of these:
+    attention works through prompts and decodes one after the other, and each may be bound by something else.
     """
 
     tokens: float
@@ -26,6 +27,10 @@ class StepLoad:
     kv_read: float
     sequences: float
     samples: float
+    prefill_tokens: float = 0.0
+    prefill_attended: float = 0.0
+    prefill_kv_read: float = 0.0
+    prefill_sequences: float = 0.0
 
     def plus(self, other: StepLoad) -> StepLoad:
         return StepLoad(
@@ -34,6 +39,10 @@ class StepLoad:
             self.kv_read + other.kv_read,
             self.sequences + other.sequences,
             self.samples + other.samples,
+            self.prefill_tokens + other.prefill_tokens,
+            self.prefill_attended + other.prefill_attended,
+            self.prefill_kv_read + other.prefill_kv_read,
+            self.prefill_sequences + other.prefill_sequences,
         )
 
 
@@ -83,7 +92,7 @@ class Traffic:
         # A chunk sits on average in the middle of its prompt.
         attended = tokens * self._windowed(self.prompt / 2)
         read = prompts * self._windowed((self.prompt + chunk) / 2)
-        return StepLoad(tokens, attended, read, prompts, tokens / self.prompt)
+        return StepLoad(tokens, attended, read, prompts, tokens / self.prompt, tokens, attended, read, prompts)
 
     def _windowed(self, context: float) -> float:
         if not self.windows:
