@@ -9,7 +9,6 @@ from hexgen.cluster import Cluster, Node
 from hexgen.errors import HexgenError
 from hexgen.plan import Plan
 from hexgen.scheduler.best import best_on_nodes, computing_alike, emit_plan, finish, goal_of, solver_for
-from hexgen.scheduler.evaluate import evaluate
 from hexgen.scheduler.explain.seed import seed_of
 from hexgen.scheduler.explain.state import node_of, nodes_of, pipelines
 from hexgen.scheduler.explain.value import value_of
@@ -54,7 +53,7 @@ class Replanner:
             if not nodes:
                 return None
         task = replace(self.task, cluster=cluster, quick=True, deadline=self.deadline)
-        found = [plan for plan in (self._as_it_is(cluster), *self._improved(task), self._afresh(task)) if plan]
+        found = [plan for plan in (self._as_it_is(task), *self._improved(task), self._afresh(task)) if plan]
         return max(found, key=lambda plan: value_of(plan, self.objective), default=None)
 
     def _chosen_nodes(self) -> bool:
@@ -65,16 +64,14 @@ class Replanner:
         limited = self.task.workload.slo != Slo()
         return "slo" if self.objective == "cost" and limited else goal_of(self.objective)
 
-    def _as_it_is(self, cluster: Cluster) -> Plan | None:
-        there = {device.id for device in cluster.devices()}
+    def _as_it_is(self, task: Task) -> Plan | None:
+        there = {device.id for device in task.cluster.devices()}
         if any(device not in there for stage in self.plan.stages for device in stage.devices):
             return None
-        kept = replace(self.plan, cluster=cluster, predicted=None)
         try:
-            predicted = evaluate(kept, cluster, self.task.model, self.task.workload, self.objective)
+            return finish(task, replace(self.plan, cluster=task.cluster, predicted=None), self.objective)
         except HexgenError:
             return None
-        return replace(kept, predicted=predicted)
 
     def _improved(self, task: Task) -> list[Plan]:
         if not pipelines(self.plan):
