@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,6 +143,38 @@ def _tokens(value: object, place: Place) -> float:
 
 
 # ---- traces --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A trace's rows as they stand, failed requests of no tokens among them. ``arrival_s``: None without times."""
+
+    arrival_s: list[float] | None
+    prompt_tokens: list[float]
+    output_tokens: list[float]
+
+
+def read_trace(path: Path) -> Trace:
+    """The requests of a trace, one a row. Times are numbers, or dates as ISO 8601 writes them.
+
+    ``SpecError`` naming the row, where a cell is not what its column holds.
+    """
+    rows = _read_trace(path, str(path))
+    prompts, outputs = _column(rows, _PROMPT_COLUMNS, path), _column(rows, _OUTPUT_COLUMNS, path)
+    for column, unit_s in _TIME_COLUMNS.items():
+        if column in rows:
+            times = [_moment(text, column, i, path) * unit_s for i, text in enumerate(rows[column])]
+            return Trace(times, prompts, outputs)
+    return Trace(None, prompts, outputs)
+
+
+def _moment(text: str, column: str, i: int, path: Path) -> float:
+    if _is_number(text):
+        return float(text)
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except ValueError:
+        return _cell(text, column, i, path)  # says what is wrong
 
 
 def _from_trace(path: Path) -> Workload:

@@ -1,0 +1,121 @@
+"""The rate that a plan can carry within limits, and how the share that keeps them falls with the rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from hexgen.cluster import Cluster
+from hexgen.errors import SpecError
+from hexgen.model import ModelSpec
+from hexgen.plan import Plan
+from hexgen.scheduler.simulation.layout import Layout, layout_of
+from hexgen.scheduler.simulation.record import Recorder
+from hexgen.scheduler.simulation.requests import Requests
+from hexgen.scheduler.simulation.result import SimulationResult, result_of
+from hexgen.scheduler.simulation.run import Run
+from hexgen.scheduler.tables.source import CostTable
+from hexgen.workload import Slo
+
+_WARM_SHARE = 0.1  # of the requests come into a cluster that is not yet as full as it will be, and are not judged
+_DOUBLINGS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class AttainmentPoint:
+    rate: float  # requests/s
+    attainment: float  # share of the requests that keep all limits
+    result: SimulationResult
+
+
+def largest_rate(
+    plan: Plan,
+    cluster: Cluster,
+    model: ModelSpec,
+    requests: Requests,
+    slo: Slo,
+    *,
+    attainment: float = 0.99,
+    cost_table: CostTable | None = None,
+    tolerance: float = 0.02,
+    start: float = 1.0,
+) -> float:
+    """The largest rate (requests/s) at which at least ``attainment`` of the requests keep all limits; 0 for none.
+
+    ``requests`` gives lengths and the pattern of arrivals, which every rate tried shares, squeezed or stretched
+    (common random numbers), so that the answer is as smooth in the plan as it can be. The first tenth is not
+    judged. Doubling from ``start`` brackets the rate, bisection narrows it to ``tolerance`` of itself; a trial
+    ends as soon as too many have missed. Raises ``SpecError`` for a share that so few requests cannot show.
+    """
+    if slo == Slo():
+        raise SpecError("there are no limits to keep", where="slo", remedy="name one: {ttft: 2s, tpot: 100ms}")
+    if not 0 < attainment < 1:
+        raise SpecError(f"must lie between 0 and 1, not {attainment:g}", where="attainment")
+    judged_from = int(len(requests) * _WARM_SHARE)
+    judged = len(requests) - judged_from
+    allowed = int(judged * (1 - attainment) + 1e-9)
+    if allowed < 1:
+        raise SpecError(
+            f"{len(requests)} requests cannot show a share of {attainment:g}",
+            where="requests",
+            remedy=f"simulate at least {math.ceil(1 / (1 - attainment) / (1 - _WARM_SHARE)) + 1}",
+        )
+    layout = layout_of(plan, cluster, model, cost_table)
+
+    def keeps(rate: float) -> bool:
+        asked = requests.at_rate(rate)
+        recorder = Recorder(asked, len(layout.routes), slo, judged_from, allowed)
+        Run(layout, asked, recorder).to_end(0.0, math.inf)
+        return not recorder.hopeless
+
+    low, high = _bracket(keeps, start)
+    if high == 0.0:
+        return 0.0
+    while high - low > tolerance * high:
+        middle = (low + high) / 2
+        if keeps(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _bracket(keeps: Callable[[float], bool], start: float) -> tuple[float, float]:
+    """A rate that keeps the limits and twice it, which does not; zeros where none does."""
+    rate = start
+    if keeps(rate):
+        for _ in range(_DOUBLINGS):
+            if not keeps(2 * rate):
+                return rate, 2 * rate
+            rate *= 2
+        return rate, rate
+    for _ in range(_DOUBLINGS // 2):
+        if keeps(rate / 2):
+            return rate / 2, rate
+        rate /= 2
+    return 0.0, 0.0
+
+
+def attainment_curve(
+    plan: Plan,
+    cluster: Cluster,
+    model: ModelSpec,
+    requests: Requests,
+    slo: Slo,
+    rates: Iterable[float],
+    *,
+    cost_table: CostTable | None = None,
+) -> list[AttainmentPoint]:
+    """The same requests at each of these rates, served to their ends; the first tenth is not judged."""
+    layout = layout_of(plan, cluster, model, cost_table)
+    return [_point(layout, requests.at_rate(rate), slo, rate) for rate in rates]
+
+
+def _point(layout: Layout, requests: Requests, slo: Slo, rate: float) -> AttainmentPoint:
+    recorder = Recorder(requests, len(layout.routes), slo, 0, None)
+    run = Run(layout, requests, recorder)
+    warm_s = float(requests.arrival_s[int(len(requests) * _WARM_SHARE)])
+    run.to_end(warm_s, math.inf)
+    result = result_of(layout, requests, recorder, run, slo)
+    return AttainmentPoint(rate, result.attainment(), result)

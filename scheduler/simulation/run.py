@@ -1,0 +1,264 @@
+"""The discrete-event loop: arrivals, steps on their way through stages and links, tokens that come back."""
+
+from __future__ import annotations
+
+import math
+from heapq import heappop, heappush
+
+from hexgen.cluster import Cluster
+from hexgen.errors import SpecError
+from hexgen.model import ModelSpec
+from hexgen.plan import Plan
+from hexgen.scheduler.simulation.counted import CountedBatcher, CountedStep
+from hexgen.scheduler.simulation.front import FrontDoor
+from hexgen.scheduler.simulation.layout import Layout, layout_of
+from hexgen.scheduler.simulation.record import Recorder
+from hexgen.scheduler.simulation.requests import Requests
+from hexgen.scheduler.simulation.result import SimulationResult, result_of
+from hexgen.scheduler.tables.source import CostTable
+from hexgen.workload import Slo
+
+_BACK = -1  # instead of a hop: the step's tokens are back at the head
+
+
+def simulate(
+    plan: Plan,
+    cluster: Cluster,
+    model: ModelSpec,
+    requests: Requests,
+    *,
+    cost_table: CostTable | None = None,
+    slo: Slo | None = None,
+    warmup_s: float = 0.0,
+    until_s: float | None = None,
+    concurrency: int | None = None,
+    most_waiting: int | None = None,
+    exact_steps: bool = False,
+) -> SimulationResult:
+    """Serve ``requests`` with ``plan`` on a virtual clock.
+
+    ``slo``: what the result counts as kept. Rates are counted from ``warmup_s`` to ``until_s``, where the clock
+    stops; without it, everything is served to its end. ``concurrency``: a closed loop instead of the arrival
+    times, so many requests at a time. ``most_waiting``: how many may wait at the door before others are refused
+    (without a limit, none is). ``exact_steps``: ask the policy for every step, also where it cannot but repeat
+    itself; slower, with the same result. Raises ``SpecError`` on impossible figures, ``InfeasibleError`` where
+    the plan does not fit into memory.
+    """
+    layout = layout_of(plan, cluster, model, cost_table)
+    _check(warmup_s, until_s, concurrency, most_waiting)
+    recorder = Recorder(requests, len(layout.routes), slo or Slo(), 0, None)
+    run = Run(layout, requests, recorder, concurrency, most_waiting, repeat=not exact_steps)
+    run.to_end(warmup_s, math.inf if until_s is None else until_s)
+    return result_of(layout, requests, recorder, run, slo or Slo())
+
+
+def _check(warmup_s: float, until_s: float | None, concurrency: int | None, most_waiting: int | None) -> None:
+    if not (math.isfinite(warmup_s) and warmup_s >= 0):
+        raise SpecError(f"must be a time of at least zero, not {warmup_s:g}", where="warmup_s")
+    if until_s is not None and not until_s > warmup_s:
+        raise SpecError(f"{until_s:g} s leave nothing after a warm-up of {warmup_s:g} s", where="until_s")
+    if concurrency is not None and concurrency < 1:
+        raise SpecError(f"must be at least 1, not {concurrency}", where="concurrency")
+    if most_waiting is not None and most_waiting < 1:
+        raise SpecError(f"must be at least 1, not {most_waiting}", where="most_waiting")
+
+
+class Run:
+    """One simulation. ``to_end`` is called once."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        requests: Requests,
+        recorder: Recorder,
+        concurrency: int | None = None,
+        most_waiting: int | None = None,
+        *,
+        repeat: bool = True,
+    ) -> None:
+        self.batchers = [CountedBatcher(path.limits, layout.windows, repeat=repeat) for path in layout.routes]
+        self.now_s = 0.0
+        self.started_s = 0.0  # the window that rates are counted in: from here to now_s
+        self.busy_s = [0.0] * len(layout.stages)  # in the window
+        self.link_busy_s = [0.0] * layout.links
+        self.tokens = 0  # output tokens in the window
+        self.finished = 0  # requests in the window
+        self._recorder = recorder
+        self._routes = layout.routes
+        self._front = FrontDoor(layout.routes, self.batchers, most_waiting)
+        self._prompts: list[int] = requests.prompt_tokens.tolist()
+        self._outputs: list[int] = requests.output_tokens.tolist()
+        self._stage_free_s = [0.0] * len(layout.stages)
+        self._link_free_s = [0.0] * layout.links
+        self._events: list[tuple[float, int, int, int]] = []  # time, order, route, hop
+        self._order = 0
+        self._hops: dict[int, CountedStep] = {}  # the step of an event, by its order
+        self._arrived = 0
+        self._closed = concurrency  # requests that a closed loop has sent so far
+        self._finished_all = 0
+
+    # ---- the loop --------------------------------------------------------------------------------------------
+
+    def to_end(self, warmup_s: float, until_s: float) -> None:
+        recorder, events = self._recorder, self._events
+        arrivals = recorder.arrival_s
+        count = len(arrivals)
+        if self._closed is not None:
+            arrivals[:] = [0.0 if i < self._closed else math.inf for i in range(count)]
+        warm = warmup_s <= 0
+        while not recorder.hopeless:
+            arriving = arrivals[self._arrived] if self._arrived < count else math.inf
+            now_s = min(arriving, events[0][0]) if events else arriving
+            if not warm and now_s > warmup_s:
+                warm = True
+                self._begin_window(warmup_s)
+            if now_s > until_s or now_s == math.inf:
+                break
+            self.now_s = now_s
+            if now_s >= recorder.next_sample_s:
+                self._sample()
+            if arriving <= now_s:
+                self._arrive()
+                continue
+            _, order, route, hop = heappop(events)
+            if hop == _BACK:
+                self._back(route)
+            else:
+                self._travel(route, hop, self._hops.pop(order), now_s)
+        if math.isfinite(until_s) and not recorder.hopeless:
+            self.now_s = until_s
+        self.tokens = recorder.tokens - self.tokens
+        self.finished = self._finished_all - self.finished
+
+    def _begin_window(self, warmup_s: float) -> None:
+        """Steps under way have been counted to their ends already, as they will be at the window's end."""
+        self.started_s = warmup_s
+        self.busy_s[:] = [0.0] * len(self.busy_s)
+        self.link_busy_s[:] = [0.0] * len(self.link_busy_s)
+        self.tokens = self._recorder.tokens
+        self.finished = self._finished_all
+
+    def _sample(self) -> None:
+        self._recorder.sample(
+            self.now_s,
+            [b.limits.pages - b.free_pages for b in self.batchers],
+            [len(b.table.running) for b in self.batchers],
+        )
+
+    # ---- requests --------------------------------------------------------------------------------------------
+
+    def _arrive(self) -> None:
+        request = self._arrived
+        self._arrived += 1
+        prompt = self._prompts[request]
+        if self._front.refuses(prompt):
+            self._recorder.refuse(request)
+            self._next_of_loop()
+            return
+        self._front.place(request, prompt)
+        self._admit()
+
+    def _next_of_loop(self) -> None:
+        """In a closed loop, whoever leaves makes room for the next."""
+        arrivals = self._recorder.arrival_s
+        if self._closed is not None and self._closed < len(arrivals):
+            arrivals[self._closed] = self.now_s
+            self._closed += 1
+
+    def _admit(self) -> None:
+        """From the door to the routes, as long as one has room."""
+        while (found := self._front.next()) is not None:
+            request, route = found
+            self._recorder.route[request] = route
+            self.batchers[route].add(self._prompts[request], self._outputs[request], request)
+            self._form(route)
+
+    # ---- steps -----------------------------------------------------------------------------------------------
+
+    def _form(self, route: int) -> None:
+        """All the steps that the route may send now."""
+        batcher = self.batchers[route]
+        while (step := batcher.next_step()) is not None:
+            step.last_s = self.now_s
+            self._send(route, step)
+
+    def _send(self, route: int, step: CountedStep) -> None:
+        step.seconds = self._routes[route].clock.seconds(step)
+        self._travel(route, 0, step, self.now_s)
+
+    def _travel(self, route: int, hop: int, step: CountedStep, at_s: float) -> None:
+        """Through the route's stages and links from ``hop`` on, which the step reaches at ``at_s``.
+
+        A stage or link serves first what came first. Where nobody else uses those that follow, the whole way is
+        known at once; before a stage that other routes use too, the step waits for its moment in the loop.
+        """
+        path = self._routes[route]
+        stages, links, edges, waits = path.stages, path.links, path.edges, path.waits
+        stage_free, link_free = self._stage_free_s, self._link_free_s
+        busy_s, link_busy_s = self.busy_s, self.link_busy_s
+        seconds, tokens = step.seconds, step.tokens
+        last = len(stages) - 1
+        while True:
+            stage = stages[hop]
+            took = seconds[hop]
+            free = stage_free[stage]
+            end = (at_s if at_s > free else free) + took
+            stage_free[stage] = end
+            busy_s[stage] += took
+            if hop == last:
+                break
+            link, edge = links[hop], edges[hop]
+            took = tokens * edge.token_s
+            free = link_free[link]
+            at_s = (end if end > free else free) + took
+            link_free[link] = at_s
+            link_busy_s[link] += took
+            at_s += edge.delay_s
+            hop += 1
+            if waits[hop]:
+                self._order += 1
+                self._hops[self._order] = step
+                heappush(self._events, (at_s, self._order, route, hop))
+                return
+        self._order += 1
+        heappush(self._events, (end + path.back.delay_s, self._order, route, _BACK))
+
+    def _back(self, route: int) -> None:
+        """The route's oldest step is through. The head first sends the next, then the door hears of it."""
+        batcher, recorder, now_s = self.batchers[route], self._recorder, self.now_s
+        oldest = batcher.in_flight[0]
+        before = oldest.rounds
+        step = batcher.repeat()
+        if step is not None:
+            size = len(step.sampled)
+            recorder.tokens += size
+            if before:
+                recorder.gaps(now_s - step.last_s, size)
+            else:
+                for state in step.sampled:
+                    recorder.gaps(now_s - state.last_s, 1)
+            step.last_s = now_s
+            self._send(route, step)
+            return
+        moved = False
+        for state, ends in batcher.complete():
+            recorder.tokens += 1
+            request = state.request
+            if state.first:
+                state.first = False
+                moved = True
+                recorder.first_token(request, now_s)
+                recorder.prompt_tokens += state.prompt_tokens
+                self._front.started(route, state.prompt_tokens)
+            else:
+                recorder.gaps(now_s - state.last_s, 1)
+            state.last_s = now_s
+            if ends:
+                moved = True
+                self._finished_all += 1
+                recorder.finish(request, state.known - state.prompt_tokens, now_s)
+                self._front.ended(route)
+                self._next_of_loop()
+        self._form(route)
+        if moved and self._front.queue:
+            self._admit()

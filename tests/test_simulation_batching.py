@@ -1,0 +1,141 @@
+"""The simulator's batching over counts does what the engine's batcher does, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hexgen.batching.batcher import Batcher
+from hexgen.batching.limits import BatchLimits
+from hexgen.batching.segments import SampledToken, SegmentKind
+from hexgen.request import SamplingParams
+from hexgen.scheduler.simulation.counted import CountedBatcher, CountedStep
+
+Seen = list[tuple[int, int, int, bool, bool]]  # sequence, start, end, samples, decodes
+
+
+@dataclass
+class Lockstep:
+    """Both batchers, given the same events in the same order."""
+
+    limits: BatchLimits
+    repeat: bool
+
+    def __post_init__(self) -> None:
+        self.real = Batcher(self.limits)
+        self.counted = CountedBatcher(self.limits, repeat=self.repeat)
+        self.sent: list[tuple[int, tuple[int, ...]]] = []  # real steps in flight, and who samples
+        self.added = 0
+        self.ended: list[int] = []
+
+    def add(self, prompt: int, output: int) -> None:
+        if prompt >= self.limits.context:
+            return
+        sampling = SamplingParams(max_tokens=output, ignore_eos=True)
+        first = self.added * 10_000  # no prefix in common
+        self.real.add(self.added, tuple(range(first, first + prompt)), sampling)
+        self.counted.add(prompt, output, self.added)
+        self.added += 1
+        self.form()
+
+    def form(self) -> None:
+        """All the steps that may leave now are the same."""
+        while True:
+            real, counted = self.real.next_step(), self.counted.next_step()
+            assert (real is None) == (counted is None)
+            if real is None or counted is None:
+                break
+            expected = [
+                (s.sequence, s.start, s.end, s.sample, s.kind == SegmentKind.DECODE) for s in real.segments
+            ]
+            assert _parts(counted) == expected
+            self.sent.append((real.number, tuple(s.sequence for s in real.sampled)))
+        self.same_state()
+
+    def back(self) -> None:
+        """The oldest step comes back."""
+        if not self.sent:
+            return
+        number, sampled = self.sent.pop(0)
+        events = self.real.complete(number, [SampledToken(s, 1) for s in sampled])
+        repeated = self.counted.repeat()
+        if repeated is None:
+            done = self.counted.complete()
+            assert [(s.number, ends) for s, ends in done] == [
+                (e.request, e.finish_reason is not None) for e in events
+            ]
+            self.ended += [s.number for s, ends in done if ends]
+            self.form()
+            return
+        # The real one sends the same decodes again, and nothing else.
+        assert all(e.finish_reason is None for e in events)
+        step = self.real.next_step()
+        assert step is not None
+        assert [(s.sequence, s.kind) for s in step.segments] == [
+            (s.number, SegmentKind.DECODE) for s in repeated.sampled
+        ]
+        assert repeated.seen == sum(s.end for s in step.segments)
+        assert self.real.next_step() is None
+        self.sent.append((step.number, tuple(s.sequence for s in step.sampled)))
+        self.same_state()
+
+    def same_state(self) -> None:
+        table = self.counted.table
+        assert self.real.free_pages == self.counted.free_pages
+        assert (self.real.running, self.real.waiting) == (len(table.running), len(table.waiting))
+        assert self.real.stats().preemptions == table.preemptions
+        assert self.real.in_flight == len(self.counted.in_flight)
+
+
+def _parts(step: CountedStep) -> Seen:
+    return [(state.number, *rest) for state, *rest in step.parts]  # type: ignore[misc]
+
+
+limits = st.builds(
+    BatchLimits,
+    pages=st.integers(4, 60),
+    page_size=st.sampled_from([1, 2, 4, 16]),
+    token_budget=st.sampled_from([1, 2, 16, 64, 512]),
+    max_sequences=st.integers(1, 12),
+    max_context=st.integers(8, 400),
+    depth=st.integers(1, 5),
+    prefix_cache=st.just(False),
+)
+events = st.lists(
+    st.one_of(
+        st.tuples(st.integers(1, 60), st.integers(1, 40)),  # a request: prompt, output
+        st.integers(1, 30),  # so many steps come back
+    ),
+    min_size=4,
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(limits, events, st.booleans())
+def test_counts_follow_the_engine(limits: BatchLimits, events: list[tuple[int, int] | int], repeat: bool) -> None:
+    pair = Lockstep(limits, repeat)
+    for event in events:
+        if isinstance(event, tuple):
+            pair.add(*event)
+        else:
+            for _ in range(event):
+                pair.back()
+    for _ in range(100_000):
+        if not pair.sent:
+            break
+        pair.back()
+    assert sorted(pair.ended) == list(range(pair.added))
+    assert pair.counted.free_pages == limits.pages
+
+
+def test_steady_decodes_are_repeated() -> None:
+    pair = Lockstep(BatchLimits(200, 16, 512, 16, 1000, depth=4, prefix_cache=False), repeat=True)
+    for _ in range(8):
+        pair.add(20, 100)
+    while pair.sent:
+        pair.back()
+    assert len(pair.ended) == 8
+    assert pair.counted.repeated > 0.8 * pair.counted.steps
