@@ -5,7 +5,7 @@ from __future__ import annotations
 from hexgen.memory import GPU_GATHER_LAYERS, rank_kv_bytes_per_token, rank_weights_bytes, usable_bytes
 from hexgen.plan import DevicePrediction
 from hexgen.scheduler.explain.facts import MemoryUse
-from hexgen.scheduler.explain.state import OpenPlan
+from hexgen.scheduler.explain.state import OpenPlan, busy_share
 from hexgen.split import RankSlice, split_stage
 from hexgen.units import format_bytes
 
@@ -99,5 +99,5 @@ def _why(opened: OpenPlan, device: str, rank: _Rank, full: str | None) -> str:
     size = format_bytes(rank.layer)
     if rank.layer > rank.stranded:
         return f"{reason}; another layer with its KV takes {size}"
-    busy = ", but the stage is always busy" if opened.busy[rank.stage] > _ALWAYS_BUSY else ""
+    busy = ", but the stage is always busy" if busy_share(opened, rank.stage) > _ALWAYS_BUSY else ""
     return f"{reason}; another layer ({size}) would fit{busy}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from hexgen.cluster import DeviceType, Link
 from hexgen.scheduler.cost import GroupShape
 from hexgen.scheduler.explain.facts import TimeUse
-from hexgen.scheduler.explain.state import OpenPlan
+from hexgen.scheduler.explain.state import OpenPlan, busy_share
 from hexgen.scheduler.pipeline import Part
 from hexgen.scheduler.traffic import Mix
 from hexgen.split import split_stage
@@ -47,12 +47,12 @@ def time_uses(opened: OpenPlan) -> dict[str, TimeUse]:
             continue
         # Shared stages: as the route that gives it most to do sees it.
         number, index = max(places, key=lambda place: opened.rates[place[0]])
-        part, mix = opened.routes[number].parts[index], opened.routes[number].steady.mix
+        part, mix = opened.routes[number].parts[index], opened.routes[number].full.mix
         key = (part.profile.shape, part.layers, part.embeds, part.samples, mix)
         if key not in known:
             known[key] = _shares(opened, part, mix)
-        busy = opened.busy[stage.name]
-        decode = _decode_share(part, mix)
+        load, busy = opened.loads[stage.name], busy_share(opened, stage.name)
+        decode = load.decode / (load.prefill + load.decode)
         waits = "" if 1 - busy < _HARDLY else _waits_for(opened, stage.name, number)
         for device, shares in zip(stage.devices, known[key], strict=True):
             found[device] = _use(shares, busy, decode, waits)
@@ -76,13 +76,6 @@ def _use(shares: _Shares, busy: float, decode: float, waits: str) -> TimeUse:
         compute, memory, link, software, group, idle, busy * (1 - decode), busy * decode, limit, waits,
         shares.measured,
     )  # fmt: skip
-
-
-def _decode_share(part: Part, mix: Mix) -> float:
-    """Of a mean step, the part that would be there without any prompt."""
-    plain = part.profile.step_s(part.layers, mix.plain, part.embeds, part.samples)
-    mean = mix.mean_s(lambda load: part.profile.step_s(part.layers, load, part.embeds, part.samples))
-    return min(1.0, plain / mean) if mean > 0 else 1.0
 
 
 def _shares(opened: OpenPlan, part: Part, mix: Mix) -> tuple[_Shares, ...]:
@@ -152,7 +145,7 @@ def _slower_link(link: Link) -> Link:
 def _waits_for(opened: OpenPlan, stage: str, number: int) -> str:
     """What a stage that is not always busy waits for, on the route that gives it most to do."""
     route = opened.plan.routes[number]
-    state = opened.routes[number].steady
+    state = opened.routes[number].full
     slack = opened.rates[number] < state.requests_s * (1 - _HARDLY)
     if slack:
         return "the other routes: this one could serve more than its weight"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hexgen.model import DTYPE_BYTES
 from hexgen.scheduler.explain.facts import Bottleneck, LinkUse
-from hexgen.scheduler.explain.state import OpenPlan, node_of, nodes_of
+from hexgen.scheduler.explain.state import OpenPlan, node_of, nodes_of, steps_a_request
 
 
 def link_uses(opened: OpenPlan) -> tuple[LinkUse, ...]:
@@ -12,8 +12,8 @@ def link_uses(opened: OpenPlan) -> tuple[LinkUse, ...]:
     row_bytes = _row_bytes(opened)
     found: dict[tuple[str, str], tuple[float, float, dict[tuple[str, str], None]]] = {}
     for route, open_route, rate in zip(opened.plan.routes, opened.routes, opened.rates, strict=True):
-        state = open_route.steady
-        steps_s = rate * open_route.steps_a_request
+        state = open_route.full
+        steps_s = rate * steps_a_request(open_route)
         for index, seconds in enumerate(state.link_busy_s):
             pair = route.path[index].stage, route.path[index + 1].stage
             ends = node_of(opened.stages[pair[0]].devices[0]), node_of(opened.stages[pair[1]].devices[0])
@@ -39,7 +39,7 @@ def link_uses(opened: OpenPlan) -> tuple[LinkUse, ...]:
 def bottleneck_of(opened: OpenPlan, text: str) -> Bottleneck:
     """``text``: as the prediction words it."""
     number = max(range(len(opened.routes)), key=lambda i: (opened.rates[i], -i))
-    state = opened.routes[number].steady
+    state = opened.routes[number].full
     names = [hop.stage for hop in opened.plan.routes[number].path]
     stages: tuple[str, ...]
     if state.limit == "link":
