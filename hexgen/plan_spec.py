@@ -90,6 +90,7 @@ class Prediction:
     upper_bound_tokens_s: float | None = None
     price_usd_h: float | None = None
     max_flow_tokens_s: float | None = None  # prompt and output tokens; compute and links alone, as Helix counts
+    max_flow_bound_tokens_s: float | None = None  # that no placement's max-flow exceeds
     source: str | None = None  # of the figures; None: the built-in catalogue
     devices: tuple[DevicePrediction, ...] = ()
     stages: tuple[StagePrediction, ...] = ()

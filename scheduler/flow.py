@@ -1,158 +1,127 @@
 """Max-flow placement: the plan whose stages and links together let most tokens through (Helix, ASPLOS'25).
 
-Stages are nodes of a graph; a stage feeds any other that holds the next layer, also when their ranges overlap
-(the second then uses only its later layers). The flow, decomposed into paths, gives routes and weights. A flow
-counts compute and links, not KV residency; the prediction, which does, is made by the usual evaluator.
+Placements come from chains of one rate each, from the planner's own candidates, and, where it is small enough,
+from an integer program over intervals of layers; each is measured as a graph with its links, and the best becomes
+routes with weights. A flow counts compute and links, not KV residency; the prediction, which does, is made by the
+usual evaluator. `flow_bound` says what no placement exceeds, and ends the search where it is reached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-
-import networkx as nx
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
 
 from hexgen.errors import InfeasibleError
 from hexgen.plan import Hop, Plan, Route, Stage
 from hexgen.scheduler.best import computing_alike, finish, routes_to_solve, solver_for
-from hexgen.scheduler.cost import CostModel, StageProfile
-from hexgen.scheduler.groups import Group
+from hexgen.scheduler.flow_bound import flow_bound_tokens_s
+from hexgen.scheduler.flow_chains import FlowChain, chain_placements, placed_of
+from hexgen.scheduler.flow_graph import Flow, FlowSpace, Placed, flow_paths, max_flow
+from hexgen.scheduler.flow_program import program_placement
 from hexgen.scheduler.improve import Partition
 from hexgen.scheduler.infeasible import infeasible
 from hexgen.scheduler.search import candidates
 from hexgen.scheduler.solver import RouteSolver
 from hexgen.scheduler.task import Task
-from hexgen.scheduler.times import end_index
-from hexgen.scheduler.traffic import mix_of, traffic_of
+from hexgen.scheduler.traffic import traffic_of
 
 _CANDIDATES = 8
-_SCALE = 1e6  # capacities become whole numbers (micro-tokens/s): preflow-push on floats may not end
-_LEAST_SHARE = 1e-3  # of the flow: thinner paths are not worth a route
-_MAX_ROUTES = 64
+_REACHED = 1e-3  # relative: a placement this near to the bound is not improved
+_PROGRAM_S = 20.0
 
-
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """A stage with what it lets through."""
-
-    stage: Stage
-    group: Group
-    tokens_s: float
+Found = tuple[Flow, list[Placed]]
+_paths = flow_paths  # its name before it moved
 
 
 def plan_for_flow(task: Task) -> Plan:
-    """The plan with the largest max-flow among the planner's candidate placements."""
-    best: tuple[float, list[_Placed], list[tuple[float, list[int]]]] | None = None
+    """The plan with the largest max-flow of those found, and the bound on it."""
+    best: Found | None = None
+    bound = 0.0
     for nodes in computing_alike(task.cluster.nodes, task.options):
         solver = solver_for(task, nodes, "throughput")
-        devices = sum(node.count for node in nodes)
-        routes = routes_to_solve(devices, task.time_limited)
-        for partition in candidates(solver, task.seed, task.deadline, routes)[:_CANDIDATES]:
-            placed = _placed(solver, partition)
-            value, paths = _max_flow(solver, placed)
-            if best is None or value > best[0] * (1 + 1e-9):
-                best = (value, placed, paths)
+        limit = flow_bound_tokens_s(solver.cost, nodes, solver.traffic)
+        bound = max(bound, limit)
+        for found in _placements(task, solver, limit):
+            if best is None or found[0].tokens_s > best[0].tokens_s * (1 + 1e-9):
+                best = found
     if best is None:
         traffic = traffic_of(task.model, task.workload, task.options)
         raise infeasible(task.cluster, task.model, task.options, traffic)
-    value, placed, paths = best
-    if not paths:
+    flow, placed = best
+    if not flow.paths:
         raise InfeasibleError("no path carries any flow", where=f"cluster {task.cluster.name}")
-    used = sorted({i for _, path in paths for i in path})
-    names = {i: f"s{n}" for n, i in enumerate(used)}
-    stages = tuple(
-        Stage(names[i], placed[i].stage.layers, placed[i].stage.devices, placed[i].stage.shares) for i in used
+    made = finish(task, _emit(task, flow, placed), "maxflow")
+    if made.predicted is None:
+        return made
+    told = dataclasses.replace(
+        made.predicted, max_flow_tokens_s=flow.tokens_s, max_flow_bound_tokens_s=max(bound, flow.tokens_s)
     )
-    emitted: list[Route] = []
-    for flow, path in paths:
-        start = 0
-        hops: list[Hop] = []
-        for i in path:
-            end = placed[i].stage.layers[1]
-            hops.append(Hop(names[i], (start, end)))
-            start = end
-        emitted.append(Route(tuple(hops), round(flow / value, 6)))
-    return finish(task, Plan(task.model.name, task.cluster, stages, tuple(emitted), task.options), "maxflow")
+    return dataclasses.replace(made, predicted=told)
 
 
-def _placed(solver: RouteSolver, partition: Partition) -> list[_Placed]:
-    placed: list[_Placed] = []
+def _placements(task: Task, solver: RouteSolver, bound: float) -> Iterator[Found]:
+    """Chains first: they cost least, and often reach the bound."""
+    space = FlowSpace(solver)
+    best = 0.0
+    for chains in chain_placements(space):
+        found = _as_chains(space, chains)
+        best = max(best, found[0].tokens_s)
+        yield found
+    if best >= bound * (1 - _REACHED):
+        return
+    devices = sum(node.count for node in solver.topology.nodes)
+    routes = routes_to_solve(devices, task.time_limited)
+    for partition in candidates(solver, task.seed, task.deadline, routes)[:_CANDIDATES]:
+        placed = _placed(partition)
+        flow = max_flow(space, placed)
+        best = max(best, flow.tokens_s)
+        yield flow, placed
+    left = _PROGRAM_S if task.deadline is None else min(_PROGRAM_S, task.deadline - time.monotonic())
+    if best < bound * (1 - _REACHED) and left > 0:
+        placed = program_placement(space, left)
+        yield max_flow(space, placed), placed
+
+
+def _as_chains(space: FlowSpace, chains: Sequence[FlowChain]) -> Found:
+    """The flow along the chains; across them where that carries more."""
+    placed = placed_of(chains)
+    flow = max_flow(space, placed)
+    carried = sum(chain.tokens_s for chain in chains)
+    if carried < flow.tokens_s * (1 - 1e-6):
+        return flow, placed
+    paths: list[tuple[float, tuple[int, ...]]] = []
+    first = 0
+    for chain in chains:
+        paths.append((chain.tokens_s, tuple(range(first, first + len(chain.groups)))))
+        first += len(chain.groups)
+    return Flow(carried, tuple(paths)), placed
+
+
+def _placed(partition: Partition) -> list[Placed]:
+    placed: list[Placed] = []
     for solution in partition.routes:
         start = 0
-        depth = len(solution.groups)
-        for i, (group, layers) in enumerate(zip(solution.groups, solution.division.layers, strict=True)):
-            profile = solver.cost.profile(group.shape)
-            rate = _stage_tokens_s(solver, profile, layers, depth, i == 0, i == depth - 1)
-            stage = Stage(f"c{len(placed)}", (start, start + layers), group.devices, group.shape.shares)
-            placed.append(_Placed(stage, group, rate))
+        for group, layers in zip(solution.groups, solution.division.layers, strict=True):
+            placed.append(Placed(group, start, start + layers))
             start += layers
     return placed
 
 
-def _stage_tokens_s(
-    solver: RouteSolver, profile: StageProfile, layers: int, depth: int, embeds: bool, samples: bool
-) -> float:
-    """Output tokens/s of a stage that is never short of work."""
-    traffic = solver.traffic
-    mix = mix_of(traffic, float(traffic.max_sequences), depth)
-    step = profile.times(mix).busy_s(layers, end_index(embeds, samples))
-    return mix.running / mix.steps_in_flight / mix.cycles / step * traffic.output
-
-
-def _link_tokens_s(solver: RouteSolver, cost: CostModel, a: Group, b: Group) -> float:
-    """Output tokens/s that the edge between two stages could carry, prompts included."""
-    link = solver.topology.link(a.place, b.place)
-    edge = cost.edge(cost.profile(a.shape), cost.profile(b.shape), link)
-    traffic = solver.traffic
-    return traffic.output / ((traffic.prompt + traffic.decodes) * edge.token_s)
-
-
-def _max_flow(solver: RouteSolver, placed: Sequence[_Placed]) -> tuple[float, list[tuple[float, list[int]]]]:
-    layers = solver.cost.model.layers
-    graph = nx.DiGraph()
-    for i, a in enumerate(placed):
-        graph.add_edge(("in", i), ("out", i), capacity=int(a.tokens_s * _SCALE))
-        start, end = a.stage.layers
-        if start == 0:
-            graph.add_edge("source", ("in", i))
-        if end == layers:
-            graph.add_edge(("out", i), "sink")
-        for j, b in enumerate(placed):
-            if i != j and b.stage.layers[0] <= end < b.stage.layers[1]:
-                capacity = int(_link_tokens_s(solver, solver.cost, a.group, b.group) * _SCALE)
-                graph.add_edge(("out", i), ("in", j), capacity=capacity)
-    if "source" not in graph or "sink" not in graph:
-        return 0.0, []
-    value, flow = nx.maximum_flow(graph, "source", "sink")
-    paths = _paths(flow, float(value))
-    carried = sum(amount for amount, _ in paths)
-    return carried / _SCALE, [(amount / _SCALE, path) for amount, path in paths]
-
-
-def _paths(flow: dict[object, dict[object, int]], value: float) -> list[tuple[float, list[int]]]:
-    """The flow as paths, widest first; what is thinner than a share of it is left out."""
-    left = {a: {b: amount for b, amount in targets.items() if amount > 0} for a, targets in flow.items()}
-    paths: list[tuple[float, list[int]]] = []
-    while len(paths) < _MAX_ROUTES:
-        here: object = "source"
-        walk: list[object] = ["source"]
-        while here != "sink":
-            targets = left.get(here, {})
-            if not targets:
-                break
-            here = max(targets, key=lambda b: (targets[b], str(b)))
-            walk.append(here)
-        if here != "sink":
-            break
-        amount = min(left[a][b] for a, b in pairwise(walk))
-        for a, b in pairwise(walk):
-            left[a][b] -= amount
-            if left[a][b] == 0:
-                del left[a][b]
-        if amount >= _LEAST_SHARE * value:
-            stages = [point[1] for point in walk if isinstance(point, tuple) and point[0] == "in"]
-            paths.append((float(amount), stages))
-        elif paths:
-            break
-    return paths
+def _emit(task: Task, flow: Flow, placed: Sequence[Placed]) -> Plan:
+    """Stages that carry something, in the order of their layers; a route for each path."""
+    used = sorted({i for _, path in flow.paths for i in path}, key=lambda i: (placed[i].start, i))
+    names = {i: f"s{n}" for n, i in enumerate(used)}
+    stages = tuple(
+        Stage(names[i], (placed[i].start, placed[i].end), placed[i].group.devices, placed[i].group.shape.shares)
+        for i in used
+    )
+    routes: list[Route] = []
+    for tokens_s, path in flow.paths:
+        start = 0
+        hops: list[Hop] = []
+        for i in path:
+            hops.append(Hop(names[i], (start, placed[i].end)))
+            start = placed[i].end
+        routes.append(Route(tuple(hops), max(1e-6, round(tokens_s / flow.tokens_s, 6))))
+    return Plan(task.model.name, task.cluster, stages, tuple(routes), task.options)

@@ -18,10 +18,10 @@ def flow_mix(traffic: Traffic) -> Mix:
     return mix_of(traffic, float(traffic.max_sequences), 1)
 
 
-def rates_of(profile: StageProfile, traffic: Traffic, most: int, end: int = 0) -> Rates:
-    """As far as one page of KV fits beside the layers. ``end`` 0: in mid-route, where a stage has least to do."""
+def rates_of(profile: StageProfile, traffic: Traffic, most: int, kv_tokens: int, end: int = 0) -> Rates:
+    """As far as ``kv_tokens`` fit beside the layers. ``end`` 0: in mid-route, where a stage has least to do."""
     embeds, samples = ENDS[end]
-    fits = min(most, profile.max_layers(traffic.page_size, embeds, samples))
+    fits = min(most, profile.max_layers(kv_tokens, embeds, samples))
     mix = flow_mix(traffic)
     return tuple(profile.flow_tokens_s(n, mix, end) for n in range(1, fits + 1))
 
@@ -34,14 +34,16 @@ def flow_bound_tokens_s(
     A stage of n layers does at most n token-layers for each of the R tokens a second that there are, and at most
     n x rate(n); R tokens/s need layers x R. Divided by R the left side only falls, so bisection finds the largest.
     Groups are within nodes, and each node is cut as suits it best; links are not looked at. ``in_turns``: a stage
-    may use more or fewer of its layers in turns, each at the rate of that many.
+    may use more or fewer of its layers in turns, each at the rate of that many, and holds a page of KV at least;
+    without, it uses those that it has, and holds one mean request.
     """
     layers = cost.model.layers
+    kv_tokens = traffic.page_size if in_turns else traffic.peak_tokens
     kinds: dict[tuple[Rates, ...], int] = {}  # by width, from one; as many as a node has devices
     for node in nodes:
         if node.count:
             widths = tuple(
-                rates_of(cost.profile(GroupShape((node.device,) * width, node.link)), traffic, layers)
+                rates_of(cost.profile(GroupShape((node.device,) * width, node.link)), traffic, layers, kv_tokens)
                 if width <= cost.model.heads
                 else ()
                 for width in range(1, node.count + 1)
