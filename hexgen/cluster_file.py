@@ -39,6 +39,7 @@ _CAPABILITY = re.compile(r"[0-9]{1,2}\.[0-9]|gfx[0-9a-f]{3,5}")
 
 _memory = yamlfile.quantity(units.parse_bytes)
 _bandwidth = yamlfile.quantity(units.parse_bandwidth)
+_bandwidth_or_none = yamlfile.quantity(units.parse_bandwidth, zero=True)
 _flops = yamlfile.quantity(units.parse_flops, zero=True)
 _latency = yamlfile.quantity(units.parse_time, zero=True)
 
@@ -231,6 +232,11 @@ def _figures(section: Section) -> Link:
     return Link(section.require("bandwidth", _bandwidth), section.require("latency", _latency))
 
 
+def _between(section: Section) -> Link:
+    """Between nodes a bandwidth of zero says that there is no way."""
+    return Link(section.require("bandwidth", _bandwidth_or_none), section.require("latency", _latency))
+
+
 def _links(
     value: object, place: Place, nodes: tuple[Node, ...]
 ) -> tuple[Link, tuple[RegionLink, ...], tuple[NodeLink, ...]]:
@@ -244,18 +250,18 @@ def _links(
             raise SpecError("needs either `between: [a, b]` or `within: a`", where=str(at))
         if "within" in fields:
             region = fields.require("within", lambda v, p: _one_of(v, p, regions, "region"))
-            return RegionLink((region, region), _figures(fields))
-        return RegionLink(fields.require("between", lambda v, p: _pair(v, p, regions, "region")), _figures(fields))
+            return RegionLink((region, region), _between(fields))
+        return RegionLink(fields.require("between", lambda v, p: _pair(v, p, regions, "region")), _between(fields))
 
     def node_link(entry: object, at: Place) -> NodeLink:
         fields = Section(entry, at, ("between", *_LINK_KEYS))
-        return NodeLink(fields.require("between", lambda v, p: _pair(v, p, names, "node")), _figures(fields))
+        return NodeLink(fields.require("between", lambda v, p: _pair(v, p, names, "node")), _between(fields))
 
     region_links = section.get("regions", yamlfile.list_of(region_link, _MAX_ENTRIES), ())
     node_links = section.get("nodes", yamlfile.list_of(node_link, _MAX_ENTRIES), ())
     _refuse_repeats([entry.regions for entry in region_links], place.key("regions"))
     _refuse_repeats([entry.nodes for entry in node_links], place.key("nodes"))
-    default = section.get("default", lambda v, p: _figures(Section(v, p, _LINK_KEYS)), DEFAULT_NETWORK)
+    default = section.get("default", lambda v, p: _between(Section(v, p, _LINK_KEYS)), DEFAULT_NETWORK)
     return default, region_links, node_links
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection
 
 from hexgen.cluster_spec import Cluster
-from hexgen.errors import SpecError
+from hexgen.errors import InfeasibleError, SpecError
 from hexgen.memory import PlanMemory, plan_memory
 from hexgen.model_spec import ModelSpec
 from hexgen.plan_file import VERSION
@@ -16,7 +16,8 @@ from hexgen.plan_spec import Plan, Route, Stage
 def check_plan(plan: Plan, cluster: Cluster, model: ModelSpec, where: str = "plan") -> PlanMemory:
     """Check names, layers, widths and memory; ``where`` is the plan's file.
 
-    Raises ``SpecError`` for a plan that is wrong and ``InfeasibleError`` for one that does not fit into memory.
+    Raises ``SpecError`` for a plan that is wrong and ``InfeasibleError`` for one that does not fit into memory
+    or goes where no link leads.
     """
     if plan.version != VERSION:
         raise SpecError(
@@ -32,6 +33,7 @@ def check_plan(plan: Plan, cluster: Cluster, model: ModelSpec, where: str = "pla
         _check_stage(stage, cluster, model, owners, f"{where}: stages.{stage.name}")
     for number, route in enumerate(plan.routes):
         _check_route(route, plan, model, f"{where}: routes[{number}]")
+        _check_passage(route, plan, cluster, f"{where}: routes[{number}]")
     _check_use(plan, where)
     limit = plan.engine.max_context
     if limit is not None and limit > model.max_context:
@@ -141,6 +143,18 @@ def _check_route(route: Route, plan: Plan, model: ModelSpec, where: str) -> None
             where=f"{where}.path",
             remedy=f"{model.name} has {model.layers} layers; a route covers each of them once",
         )
+
+
+def _check_passage(route: Route, plan: Plan, cluster: Cluster, where: str) -> None:
+    """Hidden states go from stage to stage, and tokens from the last back to the first."""
+    nodes = [plan.stage(hop.stage).devices[0].rpartition("/")[0] for hop in route.path]
+    for a, b in zip(nodes, (*nodes[1:], nodes[0]), strict=True):
+        if a != b and not cluster.link(a, b).bandwidth_bytes_s > 0:
+            raise InfeasibleError(
+                f"no link leads from {a} to {b}: its bandwidth is zero",
+                where=f"{where}.path",
+                remedy="give it a bandwidth, or use stages on nodes that are connected",
+            )
 
 
 def _wrong_order(first: int, expected: int, where: str, stage: str) -> None:

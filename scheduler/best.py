@@ -76,7 +76,14 @@ def why_nothing(task: Task, objective: Objective) -> InfeasibleError:
     quickest = best_on_nodes(task, task.cluster.nodes, "latency") if objective in ("slo", "cost") else None
     if quickest is None:
         traffic = traffic_of(task.model, task.workload, task.options)
-        return infeasible(task.cluster, task.model, task.options, traffic)
+        return infeasible(
+            task.cluster,
+            task.model,
+            task.options,
+            traffic,
+            cost_table=task.cost_table,
+            unreachable=task.unreachable,
+        )
     alone = quickest.partition.routes[0].division.alone
     return InfeasibleError(
         "no plan keeps the limits: the quickest answers one request alone with TTFT "

@@ -19,6 +19,8 @@ from hexgen.split import deal
 _ISLAND_LINKS = {"cuda": LINKS["pcie3"], "rocm": LINKS["pcie3"], "cpu": LINKS["shm"]}
 _MAX_ISLAND_DEVICES = 16
 _LOOPBACK = LINKS["shm"]
+# Stands for a link without bandwidth, which is none, so that arithmetic goes on. No route may use it (`passable`).
+_NO_LINK_BYTES_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,14 @@ class Topology:
         self.index = {node.name: i for i, node in enumerate(self.nodes)}
         self._pairs: dict[frozenset[str], Link] = {}
         for entry in cluster.node_links:
-            self._pairs.setdefault(frozenset(entry.nodes), entry.link)
+            self._pairs.setdefault(frozenset(entry.nodes), _counted(entry.link))
         self._regions: dict[tuple[str, str], Link] = {}
         for region_entry in cluster.region_links:
             a, b = sorted(region_entry.regions)
-            self._regions.setdefault((a, b), region_entry.link)
+            self._regions.setdefault((a, b), _counted(region_entry.link))
+        self._default = _counted(cluster.default_link)
+        links = (*self._pairs.values(), *self._regions.values(), self._default)
+        self._whole = all(link.bandwidth_bytes_s > _NO_LINK_BYTES_S for link in links)
         linked = {name for entry in cluster.node_links for name in entry.nodes}
         # Nodes of one area see every other node alike.
         self.areas: tuple[str, ...] = tuple(
@@ -68,7 +73,18 @@ class Topology:
             found = self._regions.get((x, y))
             if found is not None:
                 return found
-        return self.cluster.default_link
+        return self._default
+
+    def passable(self, places: Sequence[int]) -> bool:
+        """Whether links join the nodes of a route, in this order and from the last back to the first."""
+        if self._whole or len(places) < 2:
+            return True
+        pairs = zip(places, (*places[1:], places[0]), strict=True)
+        return all(a == b or self.link(a, b).bandwidth_bytes_s > _NO_LINK_BYTES_S for a, b in pairs)
+
+
+def _counted(link: Link) -> Link:
+    return link if link.bandwidth_bytes_s > 0 else Link(_NO_LINK_BYTES_S, link.latency_s)
 
 
 def node_groups(topology: Topology, place: int, widths: Sequence[int]) -> list[Group]:

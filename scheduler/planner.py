@@ -33,6 +33,7 @@ def plan(
     the search short. Raises ``SpecError`` for impossible requests, ``InfeasibleError`` where nothing fits.
     """
     task = make_task(cluster, model, workload, objective, time_limit_s, seed, engine, options, cost)
+    cluster = task.cluster  # without nodes that no link leads to
     if objective == "maxflow":
         return plan_for_flow(task)
     if objective == "cost" or (

@@ -19,6 +19,7 @@ from hexgen.scheduler.best import best_on_nodes, finish, goal_of
 from hexgen.scheduler.moves import DeviceMove, dealt_to_keep_most, device_moves, holdings, surviving
 from hexgen.scheduler.planner import plan as plan_afresh
 from hexgen.scheduler.repair import repaired, unbroken
+from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.task import Objective, Task, make_task, total_price
 from hexgen.validate import check_plan
 from hexgen.workload import Workload
@@ -61,14 +62,16 @@ def replan(
     time_limit_s: float = DEFAULT_LIMIT_S,
     seed: int = 0,
     options: EngineOptions | None = None,
+    cost: CostTable | None = None,
 ) -> Replanned:
     """Plan for ``cluster`` starting from ``old``, which was made for another state of it.
 
-    ``options``: without, the old plan's. Raises ``SpecError`` where the old plan is not valid on its own cluster,
-    ``InfeasibleError`` where the new one cannot hold the model or keep the limits.
+    ``options``: without, the old plan's. ``cost``: as for ``plan``. Raises ``SpecError`` where the old plan is not
+    valid on its own cluster, ``InfeasibleError`` where the new one cannot hold the model or keep the limits.
     """
     started = time.monotonic()
-    task = make_task(cluster, model, workload, objective, time_limit_s, seed, "auto", options or old.engine)
+    task = make_task(cluster, model, workload, objective, time_limit_s, seed, "auto", options or old.engine, cost)
+    cluster = task.cluster  # without nodes that no link leads to
     before = resolve_cluster(old)
     check_plan(old, before, model, where="the old plan")
     held = surviving(old, cluster, model)
@@ -134,6 +137,7 @@ def _fresh(task: Task, objective: Objective, limit_s: float) -> Plan:
         time_limit_s=limit_s,
         seed=task.seed,
         options=task.options,
+        cost=task.cost_table,
     )
 
 

@@ -149,6 +149,8 @@ class RouteSolver:
         return best
 
     def _try(self, groups: Sequence[Group], order: Order, effort: int) -> tuple[Order, Division, float] | None:
+        if not self.topology.passable([groups[i].place for i in order]):
+            return None
         division = self.divide(self.chain([groups[i] for i in order]), effort)
         return None if division is None else (order, division, self.value(division))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -12,8 +13,11 @@ from hexgen.cluster import Cluster, Node
 from hexgen.errors import SpecError
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions
+from hexgen.scheduler.reachable import reachable
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.workload import Lengths, Workload
+
+log = logging.getLogger("hexgen.scheduler")
 
 Objective = Literal["throughput", "latency", "slo", "cost", "maxflow"]
 Engine = Literal["auto", "exact", "heuristic", "genetic"]
@@ -33,6 +37,7 @@ class Task:
     time_limited: bool
     cost_table: CostTable | None = None  # figures instead of the catalogue's
     quick: bool = False  # regular partitions only, for planners that compare many sets of nodes
+    unreachable: tuple[str, ...] = ()  # nodes that were asked for and are not in `cluster`: no link leads to them
 
 
 def make_task(
@@ -53,13 +58,16 @@ def make_task(
         raise SpecError(f"unknown engine {engine!r}", remedy=f"one of {', '.join(get_args(Engine))}")
     if engine == "genetic":
         raise SpecError("the genetic engine is not part of this version", remedy="use --engine auto")
-    if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s > 0):
-        raise SpecError(
-            f"a time limit of {time_limit_s} s leaves no time to plan", remedy="give it a positive number"
-        )
+    if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s >= 0):
+        raise SpecError(f"a time limit of {time_limit_s} s", remedy="give it a positive number of seconds")
+    if time_limit_s == 0:
+        log.warning("a time limit of 0 s leaves no time to search: the plan is the first that was found")
     if not any(node.count for node in cluster.nodes):
         raise SpecError("there are no devices", where=cluster.name, remedy="add a node under `nodes:`")
     check_links(cluster)
+    cluster, unreachable = reachable(cluster)
+    if unreachable:
+        log.warning("planned without nodes that no link leads to: %s", ", ".join(unreachable))
     asked = workload or cluster.workload
     engine_options = options or default_options(cluster)
     limit = min(engine_options.max_context or model.max_context, model.max_context)
@@ -95,6 +103,7 @@ def make_task(
         deadline,
         time_limit_s is not None,
         cost_table,
+        unreachable=unreachable,
     )
 
 
@@ -118,14 +127,18 @@ def default_options(cluster: Cluster) -> EngineOptions:
 
 
 def check_links(cluster: Cluster) -> None:
+    """Between nodes a bandwidth of zero is no link; inside a node there must be one. Raises ``SpecError``."""
+    for node in cluster.nodes:
+        if not node.link.bandwidth_bytes_s > 0 and node.count > 1:
+            raise SpecError(
+                f"the link inside the node {node.name} has no bandwidth",
+                where=cluster.name,
+                remedy="give it a positive bandwidth, or count its devices as nodes of one device",
+            )
     links = [node.link for node in cluster.nodes] + [cluster.default_link]
     links += [entry.link for entry in cluster.region_links] + [entry.link for entry in cluster.node_links]
-    if any(not link.bandwidth_bytes_s > 0 or not link.latency_s >= 0 for link in links):
-        raise SpecError(
-            "a link has no bandwidth",
-            where=cluster.name,
-            remedy="give it a positive bandwidth, or leave out the nodes that cannot be reached",
-        )
+    if any(not link.bandwidth_bytes_s >= 0 or not link.latency_s >= 0 for link in links):
+        raise SpecError("a link has a negative bandwidth or latency", where=cluster.name)
 
 
 def total_price(nodes: Sequence[Node]) -> float:

@@ -108,7 +108,7 @@ def test_every_objective(cluster: str, objective: str, capsys: pytest.CaptureFix
         (["--model", "llama-2-70b"], "missing"),
         (["--objective", "slo"], "needs limits"),
         (["--engine", "genetic"], "use --engine auto"),
-        (["--time-limit", "0"], "time limit"),
+        (["--time-limit", "-1"], "time limit"),
         (["--workload", "no-such-file.yaml"], "no-such-file.yaml"),
         (["-o", "/no/such/folder/plan.yaml"], "/no/such/folder"),
     ],

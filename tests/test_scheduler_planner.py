@@ -176,7 +176,7 @@ def test_budgets_of_time_and_seeds() -> None:
     hurried = plan(cluster, model, time_limit_s=0.01)
     assert prediction(hurried).tokens_s > 0
     with pytest.raises(SpecError, match="time limit"):
-        plan(cluster, model, time_limit_s=0)
+        plan(cluster, model, time_limit_s=-1)
     with pytest.raises(SpecError, match="genetic"):
         plan(cluster, model, engine="genetic")
 
@@ -288,7 +288,7 @@ def test_impossible_requests_are_refused() -> None:
     cluster = cluster_of((device_type("cpu", 50, 1), 1))
     with pytest.raises(SpecError, match="takes at most 512"):
         plan(cluster, model, Workload(prompt_tokens=Lengths(mean=600)))
-    dead = cluster_of((device_type("cpu", 50, 1), 1), link=Link(0.0, 0.0))
+    dead = cluster_of((device_type("cpu", 50, 1), 2), inside=Link(0.0, 0.0))
     with pytest.raises(SpecError, match="no bandwidth"):
         plan(dead, model, WORKLOAD)
     with pytest.raises(SpecError, match="unknown objective"):
