@@ -11,6 +11,7 @@ from hexgen.cli.discover import discover_command
 from hexgen.cli.generate import InOrderCommand, generate_command
 from hexgen.cli.plan import plan_command
 from hexgen.cli.serve import serve_command
+from hexgen.cli.simulate import simulate_command
 from hexgen.deploy.facts import debugging, installed_version
 from hexgen.errors import HexgenError, InfeasibleError, RequestError, SpecError
 
@@ -30,6 +31,7 @@ app.command("plan")(plan_command)
 app.command("serve")(serve_command)
 app.command("generate", cls=InOrderCommand)(generate_command)
 app.command("discover")(discover_command)
+app.command("simulate")(simulate_command)
 
 
 def _print_version(asked: bool) -> None:

@@ -5,6 +5,7 @@ from hexgen.scheduler.simulation.rates import AttainmentPoint, attainment_curve,
 from hexgen.scheduler.simulation.requests import Requests
 from hexgen.scheduler.simulation.result import SimulationResult
 from hexgen.scheduler.simulation.run import simulate
+from hexgen.scheduler.simulation.served import served
 
 __all__ = [
     "AttainmentPoint",
@@ -15,5 +16,6 @@ __all__ = [
     "largest_rate",
     "replay",
     "requests_of",
+    "served",
     "simulate",
 ]

@@ -29,7 +29,8 @@ class SimulationResult:
     """Arrays have one entry a request, in order of arrival; NaN where it did not happen.
 
     Rates, busy shares and statistics are over the window from ``started_s`` to ``ended_s``: rates count what
-    happened in it, statistics the requests that arrived in it.
+    happened in it, means and percentiles the requests that finished in it; what limits are kept is asked of those
+    that arrived in it. Gaps between tokens are counted from the start.
     """
 
     arrival_s: Floats
@@ -78,7 +79,8 @@ class SimulationResult:
 
     def _values(self, name: str) -> Floats:
         values: Floats = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2el": self.latency_s}[name]
-        values = values[self.in_window]
+        ends = self.arrival_s + self.latency_s  # NaN compares false: unfinished ones are out
+        values = values[(ends >= self.started_s) & (ends <= self.ended_s)]
         return values[~np.isnan(values)]
 
     def _itl_percentile(self, percent: float) -> float:
