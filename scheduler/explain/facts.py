@@ -105,7 +105,8 @@ class EvenSplit:
 class LeftOut:
     """Equal nodes that the plan leaves unused, and what it would cost to force them in.
 
-    ``forced_gain``: relative, at best (usually negative); None where they cannot be forced in, ``reason`` why.
+    ``forced_gain``: relative (usually negative), with the groups that the plan has; None where they cannot be
+    forced in, ``reason`` why.
     """
 
     nodes: tuple[str, ...]

@@ -63,9 +63,9 @@ def _use(shares: _Shares, busy: float, decode: float, waits: str) -> TimeUse:
     parts = {
         "compute": shares.compute * busy,
         "memory bandwidth": shares.memory * busy,
-        "the link inside its group": shares.link * busy,
+        "links in its group": shares.link * busy,
         "software": shares.software * busy,
-        "slower devices of its group": shares.group * busy,
+        "slower ones in its group": shares.group * busy,
         "waiting for others": 1 - busy,
     }
     limit = max(parts, key=lambda name: parts[name])
@@ -148,10 +148,10 @@ def _waits_for(opened: OpenPlan, stage: str, number: int) -> str:
     state = opened.routes[number].full
     slack = opened.rates[number] < state.requests_s * (1 - _HARDLY)
     if slack:
-        return "the other routes: this one could serve more than its weight"
+        return "more than its weight of the requests"
     if state.limit == "link":
         return f"the link from {route.path[state.index].stage} to {route.path[state.index + 1].stage}"
     slowest = route.path[state.index].stage
     if state.limit == "stage" and slowest != stage and max(state.busy_s) >= state.cycle_s * (1 - _HARDLY):
         return f"stage {slowest}"
-    return "requests to come round: too few of them run at once"
+    return "more requests at once"

@@ -37,7 +37,7 @@ def what_if_words(explanation: Explanation) -> WhatIfWords:
             f"The search for these found {found.missed:.1%} more than the plan itself: a longer --time-limit pays."
         )
     if any(change in helps for change in drops):
-        notes.append("What helps by being dropped can as well stay unused: a longer --time-limit finds such a plan.")
+        notes.append("What helps by being dropped may as well stay unused: a longer --time-limit finds that.")
     tried = sum(1 for change in found.changes if change.kind not in ("drop node", "drop device"))
     if helps:
         notes.append("Nothing else that was tried helps by more than 1 %.")
