@@ -49,10 +49,18 @@ def holdings(plan: Plan, cluster: Cluster, model: ModelSpec) -> dict[str, Holdin
     lasts = {route.path[-1].stage for route in plan.routes}
     held: dict[str, Holding] = {}
     for stage in plan.stages:
-        tables = _tables(model, stage.name in firsts, stage.name in lasts)
-        for device, part in zip(stage.devices, split_stage(model, stage.width, stage.shares), strict=True):
-            held[device] = Holding(dtype, stage.layers, part, tables, stage.name in lasts)
+        held |= held_by(stage, model, dtype, stage.name in firsts, stage.name in lasts)
     return held
+
+
+def held_by(stage: Stage, model: ModelSpec, dtype: DType, embeds: bool, samples: bool) -> dict[str, Holding]:
+    """The same for one stage, which is or is not the first or the last of a route."""
+    tables = _tables(model, embeds, samples)
+    parts = split_stage(model, stage.width, stage.shares)
+    return {
+        device: Holding(dtype, stage.layers, part, tables, samples)
+        for device, part in zip(stage.devices, parts, strict=True)
+    }
 
 
 def _tables(model: ModelSpec, embeds: bool, samples: bool) -> frozenset[str]:
@@ -158,6 +166,8 @@ def _deal(
     solved: dict[object, tuple[int, list[int]]] = {}
 
     def within(role: int, node: int) -> tuple[int, list[int]]:
+        if len(here[node]) == 1:
+            return -common_bytes(model, here[node][0], roles[role][0]), [0]
         key = roles[role], here[node]
         if key not in solved:
             costs = [[-common_bytes(model, has, want) for has in here[node]] for want in roles[role]]
@@ -165,6 +175,8 @@ def _deal(
             solved[key] = sum(costs[i][j] for i, j in enumerate(chosen)), chosen
         return solved[key]
 
+    if len(nodes) == 1:
+        return {f"{nodes[0].name}/{i}": f"{nodes[0].name}/{j}" for i, j in enumerate(within(0, 0)[1])}
     costs = [[within(role, node)[0] for node in range(len(nodes))] for role in range(len(nodes))]
     renamed: dict[str, str] = {}
     for role, node in enumerate(assign(_staying(costs))):

@@ -49,14 +49,14 @@ def repaired(old: Plan, task: Task, goal: Goal) -> Iterator[Plan]:
     """
     if len({hop.stage for route in old.routes for hop in route.path}) != sum(len(r.path) for r in old.routes):
         return
-    solver = solver_for(task, _computing_nodes(old, task), goal)
+    solver = solver_for(task, computing_nodes(old, task), goal)
     for number, seed in enumerate(_seeds(old, task, solver)):
         budget = Budget(solver, solver.solved + _ROUTES, task.deadline)
         better = improve(solver, seed, random.Random(task.seed + number), budget)
         yield _named_as_before(emit_plan(better.routes, task), old)
 
 
-def _computing_nodes(old: Plan, task: Task) -> list[Node]:
+def computing_nodes(old: Plan, task: Task) -> list[Node]:
     """All nodes; without the CPUs where the old plan was one of GPUs only (a CPU would change its dtype)."""
     before = resolve_cluster(old)
     kinds = {before.device(device).type.kind for stage in old.stages for device in stage.devices}
@@ -75,7 +75,7 @@ def _seeds(old: Plan, task: Task, solver: RouteSolver) -> Iterator[Partition]:
         members = [stages[hop.stage] for hop in route.path]
         kept = None
         if all(stage.name in intact for stage in members):
-            kept = _as_it_was(solver, members)
+            kept = as_written(solver, members)
         if kept is not None:
             whole.append(_unless_much_better(solver, kept))
         else:
@@ -102,8 +102,11 @@ def _seeds(old: Plan, task: Task, solver: RouteSolver) -> Iterator[Partition]:
             yield make_partition(solver, [*whole, together], left)
 
 
-def _as_it_was(solver: RouteSolver, members: Sequence[Stage]) -> Solution | None:
+def as_written(solver: RouteSolver, members: Sequence[Stage]) -> Solution | None:
+    """A pipeline of these stages with just the layers that they have; None where not one request fits."""
     groups = [_group(solver, stage) for stage in members]
+    if not solver.topology.passable([group.place for group in groups]):
+        return None
     chain, layers = solver.chain(groups), [stage.layers[1] - stage.layers[0] for stage in members]
     division = (within_limits if solver.goal == "slo" else measure)(chain, layers, solver.traffic)
     return None if division is None else Solution(tuple(groups), division, solver.value(division))

@@ -15,23 +15,25 @@ from hexgen.cluster import Cluster
 from hexgen.errors import HexgenError, InfeasibleError
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions, Plan, resolve_cluster
-from hexgen.scheduler.best import best_on_nodes, finish, goal_of
+from hexgen.scheduler.best import best_on_nodes, finish, goal_of, solver_for
 from hexgen.scheduler.moves import DeviceMove, dealt_to_keep_most, device_moves, holdings, surviving
+from hexgen.scheduler.nudge import nudged
 from hexgen.scheduler.planner import plan as plan_afresh
-from hexgen.scheduler.repair import repaired, unbroken
+from hexgen.scheduler.repair import computing_nodes, repaired, unbroken
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.task import Objective, Task, make_task, total_price
 from hexgen.validate import check_plan
 from hexgen.workload import Workload
 
-DEFAULT_LIMIT_S = 1.5
+DEFAULT_LIMIT_S = 1.2  # what is done after the search takes another tenth or two
 EQUAL = 0.01  # relative: plans this near the best are as good; the model of costs is far less exact than that
 _REPAIR_SHARE = 0.5  # of the time limit; the fresh plan has the rest
 
 
 @dataclass(frozen=True, slots=True)
 class Considered:
-    """One way to go on. ``name``: ``unbroken`` (what survives, as it is), ``repaired`` or ``fresh``."""
+    """One way to go on. ``name``: ``unbroken`` (what survives, as it is), ``repaired``, ``fresh``, or one of these
+    with ``, layers nudged back``."""
 
     name: str
     tokens_s: float
@@ -76,21 +78,33 @@ def replan(
     check_plan(old, before, model, where="the old plan")
     held = surviving(old, cluster, model)
     found: list[tuple[float, Considered, Plan]] = []
-    failed: HexgenError | None = None
-    for name, draft in _drafts(old, task, objective, started, time_limit_s):
-        if isinstance(draft, HexgenError):
-            failed = draft
-            continue
+
+    def keep(name: str, draft: Plan) -> None:
         settled = finish(task, dealt_to_keep_most(held, draft, cluster, model), objective)
         value = _value(settled, task, objective)
         if value is not None and settled.predicted is not None:
             loads = sum(move.loads_bytes for move in device_moves(held, settled, cluster, model))
             found.append((value, Considered(name, settled.predicted.tokens_s, loads), settled))
+
+    failed: HexgenError | None = None
+    for name, draft in _drafts(old, task, objective, started, time_limit_s):
+        if isinstance(draft, HexgenError):
+            failed = draft
+            continue
+        keep(name, draft)
     if not found:
         raise failed or InfeasibleError("nothing of the old plan can go on", where=f"cluster {cluster.name}")
     best = max(value for value, _, _ in found)
-    equal = [entry for entry in found if entry[0] >= best - EQUAL * abs(best)]
-    _, chosen, plan = min(equal, key=lambda entry: (entry[1].loads_bytes, -entry[0]))
+    least = best - EQUAL * abs(best)
+    for value, considered, equal in [entry for entry in found if entry[0] >= least]:
+        if considered.loads_bytes > 0:
+            slack = (value - least) / abs(value)
+            solver = solver_for(task, computing_nodes(equal, task), goal_of(objective))
+            closer = nudged(equal, held, solver, slack)
+            if closer != equal:
+                keep(f"{considered.name}, layers nudged back", closer)
+    equals = [entry for entry in found if entry[0] >= least]
+    _, chosen, plan = min(equals, key=lambda entry: (entry[1].loads_bytes, -entry[0]))
     moves = device_moves(held, plan, cluster, model)
     return Replanned(
         plan=plan,
