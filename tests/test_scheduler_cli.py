@@ -46,6 +46,88 @@ def test_a_table_for_people(cluster: str, capsys: pytest.CaptureFixture[str]) ->
         assert baseline in text
 
 
+def test_the_table_says_how_far_from_the_best_possible(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cluster, "--json") == 0
+    predicted = json.loads(capsys.readouterr().out)["predicted"]
+    gap = 1 - predicted["tokens_s"] / predicted["upper_bound_tokens_s"]
+    assert run(cluster) == 0
+    text = capsys.readouterr().out
+    assert f"within {gap:.1%} of the best possible" in text
+    assert f"{predicted['upper_bound_tokens_s']:,.1f} tokens/s (proven)" in text
+
+
+def test_an_explanation_in_json(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cluster, "--json") == 0
+    assert "explain" not in json.loads(capsys.readouterr().out)
+    assert run(cluster, "--json", "--explain") == 0
+    value = json.loads(capsys.readouterr().out)
+    said = value["explain"]
+    assert [use["device"] for use in said["devices"]] == [
+        d for s in value["stages"].values() for d in s["devices"]
+    ]
+    for use in said["devices"]:
+        memory, time = use["memory"], use["time"]
+        assert memory["total_bytes"] == sum(
+            memory[f"{part}_bytes"] for part in ("weights", "kv", "buffers", "kept", "stranded")
+        )
+        assert time["busy"] == pytest.approx(time["prefill"] + time["decode"])
+    assert said["value"] == pytest.approx(value["predicted"]["tokens_s"])
+    assert said["bottleneck"]["text"] == value["predicted"]["bottleneck"]
+    added = [change for change in said["what_if"]["changes"] if change["kind"] == "add node"]
+    assert {change["price_usd_h"] for change in added} <= {1.0, 0.5}
+    assert all(
+        change["gain_per_usd_h"] == pytest.approx(change["gain"] / change["price_usd_h"]) for change in added
+    )
+    assert run(cluster, "--json", "--explain", "--what-if", "0") == 0
+    assert json.loads(capsys.readouterr().out)["explain"]["what_if"] is None
+
+
+def test_a_page_and_a_chart_are_written(cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, chart = tmp_path / "plan.html", tmp_path / "plan.png"
+    assert run(cluster, "--html", str(page), "--plot", str(chart), "--json") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    stages = json.loads(captured.out)["stages"]
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert all(f">{name}<" in text for name in stages)
+    assert "What would change it" not in text
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    assert run(cluster, "--html", str(page), "--explain", "--what-if", "0.1") == 0
+    captured = capsys.readouterr()
+    assert "predicted:" in captured.out
+    assert f"wrote {page}" in captured.err
+    assert "What would change it" in page.read_text()
+
+
+def test_a_plan_from_an_old_one(cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "old.yaml"
+    assert run(cluster, "-o", str(old)) == 0
+    smaller = tmp_path / "smaller.yaml"
+    smaller.write_text(CLUSTER.replace("  - {name: b, device: T4, count: 2, price: 0.5}\n", ""))
+    assert run(str(smaller), "--from", str(old), "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert all(d.startswith("a/") for stage in value["stages"].values() for d in stage["devices"])
+    assert value["replan"]["gone"] == [] or set(value["replan"]["gone"]) <= {"b/0", "b/1"}
+    moved = value["replan"]["moves"]
+    assert value["replan"]["loads_bytes"] == sum(move["loads_bytes"] for move in moved)
+    assert run(str(smaller), "--from", str(old)) == 0
+    assert "from the old plan:" in capsys.readouterr().out
+
+
+def test_a_published_cost_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Path(__file__).parent / "data" / "helix_single24_70b.json"
+    asked = [str(SPECS / "helix-single24.yaml"), "--objective", "maxflow", "--cost", str(table)]
+    assert run(*asked, "--explain", "--what-if", "0") == 0
+    text = capsys.readouterr().out
+    assert "figures: " in text
+    assert "measured" in text  # a table does not say what a step consists of
+    table = tmp_path / "table.json"
+    table.write_text("{}")
+    assert run(str(SPECS / "helix-single24.yaml"), "--cost", str(table)) == 2
+    assert "is not a cost table" in capsys.readouterr().err
+
+
 def test_unused_devices_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = "[{name: a, device: cpu, count: 1}, {name: slow, device: cpu, count: 1, memory: 6MB, speed: 0.001}]"
     (tmp_path / "c.yaml").write_text(f"nodes: {nodes}\n")
@@ -111,6 +193,13 @@ def test_every_objective(cluster: str, objective: str, capsys: pytest.CaptureFix
         (["--time-limit", "-1"], "time limit"),
         (["--workload", "no-such-file.yaml"], "no-such-file.yaml"),
         (["-o", "/no/such/folder/plan.yaml"], "/no/such/folder"),
+        (["--html", "/no/such/folder/plan.html"], "/no/such/folder/plan.html: cannot be written"),
+        (["--html", "/"], "is a folder"),
+        (["--plot", "/no/such/folder/plan.png"], "/no/such/folder/plan.png: cannot be written"),
+        (["--plot", "plan.jpg"], "name it plan.png or plan.svg"),
+        (["--cost", "no-such-table.json"], "no-such-table.json"),
+        (["--from", "no-such-plan.yaml"], "no-such-plan.yaml"),
+        (["--from", "no-such-plan.yaml", "--engine", "exact"], "leave out one of them"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

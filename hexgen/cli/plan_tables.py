@@ -12,7 +12,7 @@ from hexgen.cluster import Cluster
 from hexgen.model import ModelSpec
 from hexgen.plan import DevicePrediction, Plan, Prediction, Stage
 from hexgen.scheduler.compare import Baseline
-from hexgen.scheduler.evaluate import stranded_bytes
+from hexgen.scheduler.replan import Replanned
 from hexgen.units import format_bytes, format_time
 
 _ROUTES_SHOWN = 40
@@ -54,57 +54,21 @@ def plan_tables(plan: Plan, cluster: Cluster, model: ModelSpec) -> list[Renderab
     return [table, Text("\n".join(lines)), Text(_prediction_text(predicted))]
 
 
-def explain_tables(plan: Plan, cluster: Cluster) -> list[RenderableType]:
-    """Per device: where its memory goes and what is stranded; per stage: how busy it is."""
-    predicted = plan.predicted
-    if predicted is None:
-        return []
-    memory = Table(title="memory", title_justify="left")
-    for name in ("device", "stage", "weights", "KV", "buffers", "stranded", "of"):
-        memory.add_column(name, justify="left" if name in ("device", "stage") else "right")
-    held = {device.device: device for device in predicted.devices}
-    stage_of = {device: stage.name for stage in plan.stages for device in stage.devices}
-    for device in cluster.devices():
-        found = held.get(device.id)
-        total = format_bytes(device.type.memory_bytes)
-        if found is None:
-            memory.add_row(device.id, "unused", "", "", "", total, total)
-            continue
-        memory.add_row(
-            device.id,
-            stage_of[device.id],
-            format_bytes(found.weights_bytes),
-            format_bytes(found.kv_bytes),
-            format_bytes(found.buffers_bytes),
-            format_bytes(stranded_bytes(found)),
-            total,
-        )
-    busy = Table(title="time, when the cluster serves all it can", title_justify="left")
-    for name in ("stage", "prefill step", "decode step", "busy"):
-        busy.add_column(name, justify="left" if name == "stage" else "right")
-    for stage in predicted.stages:
-        busy.add_row(
-            stage.stage,
-            format_time(stage.prefill_step_s),
-            format_time(stage.decode_step_s),
-            f"{stage.utilisation:.0%}",
-        )
-    return [memory, busy]
-
-
 def compare_table(plan: Plan, others: Sequence[Baseline], objective: str) -> Table:
     """The plan beside simpler placements, under the same evaluator."""
     table = Table(title="compared with", title_justify="left")
     for name in ("placement", "tokens/s", "one request", "TTFT", "TPOT", "why"):
         table.add_column(name, justify="left" if name in ("placement", "why") else "right", overflow="fold")
     own = plan.predicted
-    rows = [("this plan", own, own.bottleneck if own else "")]
+    rows = [("this plan", own, own.bottleneck if own else "", "")]
     for other in others:
         predicted = other.plan.predicted if other.plan else None
-        rows.append((other.name, predicted, predicted.bottleneck if predicted else other.reason))
-    for name, predicted, why in rows:
+        why = (other.shortfall or predicted.bottleneck) if predicted else other.reason
+        rows.append((other.name, predicted, why, other.note))
+    for name, predicted, why, note in rows:
+        text = Text(f"{why} ({note})" if note else why)
         if predicted is None:
-            table.add_row(name, "does not fit", "", "", "", why)
+            table.add_row(name, "does not fit", "", "", "", text)
             continue
         table.add_row(
             name,
@@ -112,9 +76,22 @@ def compare_table(plan: Plan, others: Sequence[Baseline], objective: str) -> Tab
             f"{predicted.single_tokens_s:,.1f}",
             format_time(predicted.ttft_s),
             format_time(predicted.tpot_s),
-            why,
+            text,
         )
     return table
+
+
+def replan_text(found: Replanned) -> str:
+    """What changes on the way from the old plan."""
+    names = {"unbroken": "what survives, as it is", "repaired": "the old plan, repaired", "fresh": "a fresh plan"}
+    text = (
+        f"from the old plan: {names.get(found.chosen, found.chosen)}; "
+        f"devices load {format_bytes(found.loads_bytes)} of weights and keep {format_bytes(found.keeps_bytes)}"
+    )
+    if found.gone:
+        more = f" and {len(found.gone) - _UNUSED_SHOWN} more" if len(found.gone) > _UNUSED_SHOWN else ""
+        text += f"; gone: {', '.join(found.gone[:_UNUSED_SHOWN])}{more}"
+    return text
 
 
 def _device_text(stage: Stage, types: dict[str, str]) -> str:
@@ -137,7 +114,7 @@ def _runs(numbers: Sequence[int]) -> str:
 
 
 def _used_text(members: Sequence[DevicePrediction]) -> str:
-    used = sum(m.memory_bytes - stranded_bytes(m) for m in members)
+    used = sum(m.weights_bytes + m.kv_bytes + m.buffers_bytes for m in members)
     total = sum(m.memory_bytes for m in members)
     return f"{format_bytes(used)} of {format_bytes(total)} ({used / total:.0%})"
 
@@ -160,12 +137,19 @@ def _prediction_text(predicted: Prediction) -> str:
         f"bottleneck: {predicted.bottleneck}",
     ]
     if predicted.upper_bound_tokens_s:
-        share = predicted.tokens_s / predicted.upper_bound_tokens_s
-        lines.append(
-            f"upper bound: {predicted.upper_bound_tokens_s:,.1f} tokens/s with every device always busy "
-            f"({share:.0%} reached)"
-        )
+        lines.append(bound_text(predicted, predicted.upper_bound_tokens_s))
+    if predicted.source:
+        lines.append(f"figures: {predicted.source}")
     if predicted.price_usd_h:
         per_million = predicted.price_usd_h / 3600 / predicted.tokens_s * 1e6 if predicted.tokens_s else 0.0
         lines.append(f"price: {predicted.price_usd_h:.2f} USD/h, {per_million:.2f} USD per million output tokens")
     return "\n".join(lines)
+
+
+def bound_text(predicted: Prediction, bound_tokens_s: float) -> str:
+    """How far from the best possible, at most; for objectives that do not count tokens/s only the bound itself."""
+    proven = f"no plan serves more than {bound_tokens_s:,.1f} tokens/s (proven)"
+    if predicted.objective in ("latency", "cost"):
+        return f"bound: {proven}"
+    gap = max(0.0, 1 - predicted.tokens_s / bound_tokens_s)
+    return f"within {gap:.1%} of the best possible: {proven}"

@@ -38,6 +38,7 @@ class OpenPlan:
     loads: dict[str, StageLoad]  # how each stage spends its time then
     stages: dict[str, Stage]
     devices: dict[str, Device]
+    measured: bool  # times come from a table, which does not say what a step consists of
     places: dict[str, tuple[tuple[int, int], ...]]  # stage -> (number of the route, index on its path)
 
 
@@ -82,6 +83,7 @@ def open_plan(plan: Plan, task: Task, objective: Objective) -> OpenPlan:
         loads=stage_loads(plan, routes, rates),
         stages=stages,
         devices=devices,
+        measured=task.cost_table is not None,
         places={name: tuple(found) for name, found in places.items()},
     )
 

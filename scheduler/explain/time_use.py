@@ -70,7 +70,7 @@ def _use(shares: _Shares, busy: float, decode: float, waits: str) -> TimeUse:
     }
     limit = max(parts, key=lambda name: parts[name])
     if shares.measured and limit == "compute":
-        limit = "itself"
+        limit = "its measured speed"
     compute, memory, link, software, group, idle = parts.values()
     return TimeUse(
         compute, memory, link, software, group, idle, busy * (1 - decode), busy * decode, limit, waits,
@@ -80,6 +80,8 @@ def _use(shares: _Shares, busy: float, decode: float, waits: str) -> TimeUse:
 
 def _shares(opened: OpenPlan, part: Part, mix: Mix) -> tuple[_Shares, ...]:
     shape = part.profile.shape
+    if opened.measured:
+        return (_Shares(1, 0, 0, 0, 0, True),) * shape.width
 
     def seconds(changed: GroupShape) -> float:
         profile = opened.cost.profile(changed)
@@ -95,8 +97,6 @@ def _shares(opened: OpenPlan, part: Part, mix: Mix) -> tuple[_Shares, ...]:
     compute = costs(_with(shape, _fewer_flops))
     memory = costs(_with(shape, _less_bandwidth))
     link = costs(replace(shape, link=_slower_link(shape.link))) if shape.width > 1 else 0.0
-    if compute + memory + link < _SLOWER:
-        return (_Shares(1, 0, 0, 0, 0, True),) * shape.width
     # At a tie between two parts both are needed to get faster: neither may count twice.
     scale = 1 / max(1.0, compute + memory + link)
     software = 1 - scale * (compute + memory + link)

@@ -32,11 +32,15 @@ def what_if_words(explanation: Explanation) -> WhatIfWords:
         key=lambda change: -1.0 if change.gain is None else change.gain,
     )
     notes: list[str] = []
-    if found.missed > 0:
+    if found.missed > 0 and explanation.objective == "maxflow":
+        notes.append(
+            f"The plan seeks flow; here counts what is served: --objective throughput has {found.missed:.1%} more."
+        )
+    elif found.missed > 0:
         notes.append(
             f"The search for these found {found.missed:.1%} more than the plan itself: a longer --time-limit pays."
         )
-    if any(change in helps for change in drops):
+    if explanation.objective != "maxflow" and any(change in helps for change in drops):
         notes.append("What helps by being dropped may as well stay unused: a longer --time-limit finds that.")
     tried = sum(1 for change in found.changes if change.kind not in ("drop node", "drop device"))
     if helps:

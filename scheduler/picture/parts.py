@@ -139,12 +139,14 @@ def what_if_part(explanation: Explanation) -> Html | None:
 def baseline_part(plan: Plan, others: Sequence[Baseline]) -> Html:
     own = plan.predicted
     rows: list[Sequence[Child]] = []
-    for name, predicted, why in [
-        ("this plan", own, own.bottleneck if own else ""),
-        *((o.name, o.plan.predicted if o.plan else None, o.reason) for o in others),
-    ]:
+    entries = [("this plan", own, own.bottleneck if own else "", "")]
+    for other in others:
+        found = other.plan.predicted if other.plan else None
+        entries.append((other.name, found, other.shortfall if found else other.reason, other.note))
+    for name, predicted, why, note in entries:
+        text = f"{why} ({note})" if note else why
         if predicted is None:
-            rows.append((name, "does not fit", "", "", "", why))
+            rows.append((name, "does not fit", "", "", "", text))
             continue
         rows.append(
             (
@@ -153,7 +155,7 @@ def baseline_part(plan: Plan, others: Sequence[Baseline]) -> Html:
                 f"{predicted.single_tokens_s:,.1f}",
                 format_time(predicted.ttft_s),
                 format_time(predicted.tpot_s),
-                why or predicted.bottleneck,
+                text,
             )
         )
     names = ("placement", "tokens/s", "one request", "TTFT", "TPOT", "why")

@@ -36,22 +36,18 @@ class Row:
     text: str
 
 
-def check_suffix(path: str | Path) -> None:
-    """Raises ``SpecError`` for a file that is neither PNG nor SVG."""
+def check_plot(path: str | Path) -> None:
+    """Before minutes are spent on a plan. Raises ``SpecError`` for another suffix, and without matplotlib."""
     if Path(path).suffix.lower() not in SUFFIXES:
         raise SpecError(
             "is neither a .png nor a .svg file", where=str(path), remedy="name it plan.png or plan.svg"
         )
-
-
-def check_installed() -> None:
-    """Raises ``SpecError`` where matplotlib is missing."""
     _matplotlib()
 
 
 def write_plot(path: str | Path, plan: Plan, cluster: Cluster) -> None:
     """Raises ``SpecError`` for another suffix, without matplotlib, or where the file cannot be written."""
-    check_suffix(path)
+    check_plot(path)
     figure = draw(plan, cluster)
     try:
         figure.savefig(path, dpi=_DPI)
