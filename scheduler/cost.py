@@ -9,7 +9,7 @@ times that do not fall with layers (`hexgen.scheduler.times`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hexgen.cluster import DeviceType, Link
@@ -17,7 +17,7 @@ from hexgen.model import DTYPE_BYTES, DType, ModelSpec
 from hexgen.plan import EngineOptions
 from hexgen.scheduler.figures import figures_of
 from hexgen.scheduler.rank_bytes import distinct_bytes
-from hexgen.scheduler.roofline import rank_work
+from hexgen.scheduler.roofline import RankWork, rank_work
 from hexgen.scheduler.times import ENDS, MixTimes, StepTimes, end_index
 from hexgen.scheduler.traffic import Mix, StepLoad
 from hexgen.split import split_stage
@@ -37,6 +37,16 @@ class GroupShape:
     devices: tuple[DeviceType, ...]  # rank order
     link: Link  # the slowest among its ranks
     shares: tuple[float, ...] | None = None
+    _hash: int = field(init=False, repr=False, compare=False)  # searches look shapes up millions of times
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.devices, self.link, self.shares)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return GroupShape, (self.devices, self.link, self.shares)  # hashes of text differ between processes
 
     @property
     def width(self) -> int:
@@ -127,10 +137,13 @@ class StageProfile:
         """Seconds of one layer: its slowest rank, before each of its two all-reduces."""
         attention = mlp = 0.0
         for work in self._work:
-            gemm = max(load.tokens * work.attn_gemm_s_token, work.attn_weights_s)
-            core = max(load.attended * work.core_s_attended, load.kv_read * work.core_s_kv_read)
-            attention = max(attention, gemm + core)
-            mlp = max(mlp, load.tokens * work.mlp_gemm_s_token, work.mlp_weights_s)
+            projection = max(load.tokens * work.projection_s_token, work.projection_weights_s)
+            core = _core_s(work, load.prefill_attended, load.prefill_kv_read)
+            core += _core_s(work, load.attended - load.prefill_attended, load.kv_read - load.prefill_kv_read)
+            between = load.tokens * work.attention_elementwise_s_token
+            attention = max(attention, projection + core + between)
+            products = max(load.tokens * work.mlp_s_token, work.mlp_weights_s)
+            mlp = max(mlp, products + load.tokens * work.mlp_elementwise_s_token)
         figures = self.figures
         device = max(attention + mlp, figures.layer_launch_s)
         software = figures.layer_overhead_s + load.sequences * figures.sequence_layer_s
@@ -141,9 +154,10 @@ class StageProfile:
         figures = self.figures
         seconds = figures.step_s
         if embeds:
-            seconds += figures.batching_s + self.all_reduce_s(load.tokens)
+            rows = load.tokens * max(work.embedding_s_token for work in self._work)
+            seconds += figures.batching_s + rows + self.all_reduce_s(load.tokens)
         if samples and load.samples > 0:
-            head = max(max(load.samples * w.head_gemm_s_row, w.head_weights_s) for w in self._work)
+            head = max(max(load.samples * w.head_s_row, w.head_weights_s) for w in self._work)
             seconds += head + load.samples * figures.sample_row_s
             if self.shape.width > 1:
                 link = self.shape.link
@@ -214,3 +228,8 @@ class StageProfile:
     def missing_bytes(self, layers: int, kv_tokens: int, embeds: bool, samples: bool) -> int:
         """Bytes by which the fullest rank exceeds its memory (negative: what is left)."""
         return max(kv_tokens * rank.kv_token(layers) - rank.room(layers, embeds, samples) for rank in self._bytes)
+
+
+def _core_s(work: RankWork, attended: float, kv_read: float) -> float:
+    """Attention itself: bound by arithmetic where many tokens see the same keys, else by reading them."""
+    return max(attended * work.core_s_attended, kv_read * work.core_s_kv_read)

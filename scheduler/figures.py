@@ -17,10 +17,14 @@ from hexgen.cluster import DeviceType
 class KindFigures:
     """Shares of peak are dimensionless; everything else is seconds."""
 
-    compute_share: float  # of dense FLOP/s that a large matrix product reaches
-    bandwidth_share: float  # of memory bandwidth that reading weights reaches
+    projection_compute_share: float  # of dense FLOP/s: queries, keys, values and the output of attention
+    mlp_compute_share: float  # the same of the MLP's three products, which are larger
+    head_compute_share: float  # and of the output head's
     attention_compute_share: float  # attention is not one large product: softmax sits between two
+    bandwidth_share: float  # of memory bandwidth that reading weights reaches
     attention_bandwidth_share: float  # KV pages are gathered, not streamed
+    elementwise_bandwidth_share: float  # norms, residuals, rotation, activation: read and written once each
+    embedding_bandwidth_share: float  # rows from all over the table
     link_share: float  # of a link's bandwidth that a collective or a send reaches
     layer_launch_s: float  # host time to launch one layer; hidden behind the device's own time when that is longer
     layer_overhead_s: float  # per layer, never hidden
@@ -31,15 +35,25 @@ class KindFigures:
     sample_row_s: float  # per row of logits: sampling, and its token on the way to the client
     batching_s: float  # per step, first stage: forming the batch
 
+    @property
+    def compute_share(self) -> float:
+        """Of dense FLOP/s that the best of the matrix products reaches: for bounds."""
+        return max(self.projection_compute_share, self.mlp_compute_share, self.head_compute_share)
+
 
 # GPUs: 55-75 % of dense peak is what cuBLAS reaches on matrix products of a few hundred rows; 80 % of memory
 # bandwidth is what weight streaming reaches (HexGen, section 4, and vLLM's own roofline notes use 0.7-0.9).
-# An eager layer is about 20 launches of 4-5 us. Headers travel over gloo also between GPUs.
+# An eager layer is about 20 launches of 4-5 us. Headers travel over gloo also between GPUs. Elementwise kernels
+# stream nearly as well as weights do. Nothing tells the matrix products apart yet: measured tables do.
 _GPU = KindFigures(
-    compute_share=0.60,
-    bandwidth_share=0.80,
+    projection_compute_share=0.60,
+    mlp_compute_share=0.60,
+    head_compute_share=0.60,
     attention_compute_share=0.35,
+    bandwidth_share=0.80,
     attention_bandwidth_share=0.60,
+    elementwise_bandwidth_share=0.75,
+    embedding_bandwidth_share=0.50,
     link_share=0.80,
     layer_launch_s=90e-6,
     layer_overhead_s=0.0,
@@ -56,10 +70,14 @@ _GPU = KindFigures(
 # is called once for each sequence. gloo's latency on loopback sits in the `shm` link; what is added here is the
 # wake-up of a thread that shares its cores with others. Fitted to the bundled model's steps, 1 to 16 sequences.
 _CPU = KindFigures(
-    compute_share=0.50,
-    bandwidth_share=0.75,
+    projection_compute_share=0.50,
+    mlp_compute_share=0.50,
+    head_compute_share=0.50,
     attention_compute_share=0.30,
+    bandwidth_share=0.75,
     attention_bandwidth_share=0.50,
+    elementwise_bandwidth_share=0.75,
+    embedding_bandwidth_share=0.50,
     link_share=0.80,
     layer_launch_s=0.0,
     layer_overhead_s=160e-6,

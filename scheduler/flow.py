@@ -28,6 +28,7 @@ from hexgen.scheduler.traffic import traffic_of
 
 _CANDIDATES = 8
 _REACHED = 1e-3  # relative: a placement this near to the bound is not improved
+_PROGRAM_DEVICES = 12  # with more, the program is only tried where a time limit is given: it may need all of it
 _PROGRAM_S = 20.0
 
 Found = tuple[Flow, list[Placed]]
@@ -71,14 +72,15 @@ def _placements(task: Task, solver: RouteSolver, bound: float) -> Iterator[Found
     if best >= bound * (1 - _REACHED):
         return
     devices = sum(node.count for node in solver.topology.nodes)
-    routes = routes_to_solve(devices, task.time_limited)
+    routes = routes_to_solve(devices, True) if task.time_limited else 0  # the search improves something else
     for partition in candidates(solver, task.seed, task.deadline, routes)[:_CANDIDATES]:
         placed = _placed(partition)
         flow = max_flow(space, placed)
         best = max(best, flow.tokens_s)
         yield flow, placed
-    left = _PROGRAM_S if task.deadline is None else min(_PROGRAM_S, task.deadline - time.monotonic())
-    if best < bound * (1 - _REACHED) and left > 0:
+    left = _PROGRAM_S if task.deadline is None else task.deadline - time.monotonic()
+    small = task.time_limited or devices <= _PROGRAM_DEVICES
+    if small and best < bound * (1 - _REACHED) and left > 0:
         placed = program_placement(space, left)
         yield max_flow(space, placed), placed
 

@@ -209,3 +209,33 @@ def test_concurrency_follows_the_room() -> None:
     assert concurrency_for(asked.peak_tokens - 1, asked) == 0
     assert concurrency_for(asked.peak_tokens, asked) == 1
     assert concurrency_for(10**9, asked) == asked.max_sequences
+
+
+def test_prompts_and_decodes_pay_for_their_own_attention() -> None:
+    """In one step they share the weights' reading, and nothing else: each part may be bound by something else."""
+    model = load_model("llama-2-70b")
+    load = traffic(model, Workload(prompt_tokens=Lengths(mean=2000), output_tokens=Lengths(mean=500)))
+    profile = profile_of("A100-80G-SXM", 4, model, EngineOptions())
+    decode, prefill = load.decode_load(64), load.prefill_load(2000)
+    both = profile.layer_s(decode.plus(prefill))
+    assert max(profile.layer_s(decode), profile.layer_s(prefill)) < both
+    assert both < profile.layer_s(decode) + profile.layer_s(prefill)
+    # 64 decodes read keys and values of 2,250 tokens each, on top of whatever the prompt computes.
+    share = figures_of(DEVICE_TYPES["A100-80G-SXM"]).attention_bandwidth_share
+    keys_and_values = 64 * 2250 * 2 * model.kv_heads * model.head_dim * 2 / 4
+    read = keys_and_values / (DEVICE_TYPES["A100-80G-SXM"].bandwidth_bytes_s * share)
+    assert both - profile.layer_s(prefill) > read
+
+
+def test_elementwise_traffic_is_there_and_small() -> None:
+    """Between matrix products a layer moves a few hundred kilobytes a token: percents of a large prefill."""
+    model = load_model("llama-2-70b")
+    load = traffic(model).prefill_load(4096)
+    device = DEVICE_TYPES["A100-80G-SXM"]
+    seconds = profile_of("A100-80G-SXM", 1, model, EngineOptions()).layer_s(load)
+    q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    flops = 2 * model.layer_parameters * 4096 / (device.fp16_flops * figures_of(device).compute_share)
+    attention = 4 * q * load.attended / (device.fp16_flops * figures_of(device).attention_compute_share)
+    moved = (10 * model.hidden_size + 2 * (q + kv) + 3 * model.intermediate_size) * 2 * 4096
+    rest = seconds - flops - attention
+    assert moved / device.bandwidth_bytes_s < rest < 0.1 * seconds
