@@ -57,7 +57,7 @@ def test_one_request_alone_is_the_closed_form(stages: int, link: Link) -> None:
 
 @pytest.mark.parametrize(("sequences", "tolerance"), [(1, 0.001), (4, 0.03), (8, 0.1)])
 def test_saturated_route_of_one_stage_is_the_closed_form(sequences: int, tolerance: float) -> None:
-    """Exact for one sequence at a time. With more, prompts meet in steps otherwise than the closed form assumes."""
+    """Exact for one sequence at a time. With more, prompts meet in steps otherwise than it assumes."""
     cluster = gpus(1)
     made = row(1, ["n0/0"], EngineOptions(token_budget=128, max_sequences=sequences))
     workload = Workload(Lengths(60), Lengths(50))
@@ -69,14 +69,14 @@ def test_saturated_route_of_one_stage_is_the_closed_form(sequences: int, toleran
 
 @pytest.mark.parametrize("load", [0.5, 0.8])
 def test_one_at_a_time_waits_as_in_an_m_d_1_queue(load: float) -> None:
-    """Pollaczek-Khinchine: Poisson arrivals, one server, equal service of s seconds wait load * s / (2 (1 - load))."""
+    """Pollaczek-Khinchine: Poisson arrivals, one server, equal service s: they wait load * s / (2 (1 - load))."""
     cluster = gpus(1)
     made = row(1, ["n0/0"], EngineOptions(token_budget=128, max_sequences=1))
     service_s = float(simulate(made, cluster, MODEL, fixed(100, 1, 1)).latency_s[0])
     workload = Workload(Lengths(100), Lengths(1), rate=load / service_s)
-    result = simulate(made, cluster, MODEL, requests_of(workload, 40_000, seed=3))
+    result = simulate(made, cluster, MODEL, requests_of(workload, 15_000, seed=3))
     waited_s = result.mean("ttft") - service_s
-    assert waited_s == pytest.approx(load * service_s / (2 * (1 - load)), rel=0.08)
+    assert waited_s == pytest.approx(load * service_s / (2 * (1 - load)), rel=0.1)
     assert result.stage_busy["s0"] == pytest.approx(load, rel=0.03)
 
 

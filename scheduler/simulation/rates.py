@@ -20,6 +20,8 @@ from hexgen.workload import Slo
 
 _WARM_SHARE = 0.1  # of the requests come into a cluster that is not yet as full as it will be, and are not judged
 _DOUBLINGS = 40
+# So few requests at a time hardly ever meet: limits missed then are missed at any rate.
+_ALONE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +65,44 @@ def largest_rate(
         )
     layout = layout_of(plan, cluster, model, cost_table)
 
-    def keeps(rate: float) -> bool:
+    def attempt(rate: float) -> Trial:
         asked = requests.at_rate(rate)
         recorder = Recorder(asked, len(layout.routes), slo, judged_from, allowed)
-        Run(layout, asked, recorder).to_end(0.0, math.inf)
-        return not recorder.hopeless
+        run = Run(layout, asked, recorder)
+        run.to_end(0.0, math.inf)
+        return Trial(not recorder.hopeless, recorder.crowd(run.now_s))
 
-    low, high = _bracket(keeps, start)
-    if high == 0.0:
-        return 0.0
+    low, high = _bracket(attempt, start)
     while high - low > tolerance * high:
         middle = (low + high) / 2
-        if keeps(middle):
+        if attempt(middle).kept:
             low = middle
         else:
             high = middle
     return low
 
 
-def _bracket(keeps: Callable[[float], bool], start: float) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True)
+class Trial:
+    kept: bool
+    crowd: float  # requests in the system at a time, on average
+
+
+def _bracket(attempt: Callable[[float], Trial], start: float) -> tuple[float, float]:
     """A rate that keeps the limits and twice it, which does not; zeros where none does."""
     rate = start
-    if keeps(rate):
+    trial = attempt(rate)
+    if trial.kept:
         for _ in range(_DOUBLINGS):
-            if not keeps(2 * rate):
+            if not attempt(2 * rate).kept:
                 return rate, 2 * rate
             rate *= 2
         return rate, rate
-    for _ in range(_DOUBLINGS // 2):
-        if keeps(rate / 2):
-            return rate / 2, rate
+    while trial.crowd > _ALONE:
         rate /= 2
+        trial = attempt(rate)
+        if trial.kept:
+            return rate, 2 * rate
     return 0.0, 0.0
 
 

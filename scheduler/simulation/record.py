@@ -47,6 +47,15 @@ class Recorder:
         """More requests have missed their limits than was allowed."""
         return self._allowed is not None and len(self._missed) > self._allowed
 
+    def crowd(self, now_s: float) -> float:
+        """Requests in the system at a time, on average up to now (Little's law)."""
+        stays = (
+            (now_s if math.isnan(finish) else finish) - arrival
+            for arrival, finish in zip(self.arrival_s, self.finish_s, strict=True)
+            if arrival < now_s
+        )
+        return sum(stays) / now_s if now_s > 0 else 0.0
+
     def refuse(self, request: int) -> None:
         self.rejected += 1
         self.route[request] = REFUSED
