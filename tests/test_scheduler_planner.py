@@ -228,7 +228,10 @@ def test_the_demo_cluster_needs_an_asymmetric_plan() -> None:
         "small",
     }
     task = make_task(cluster, model, None, "throughput", None, 0, "auto", made.engine)
-    assert all(other.plan is None for other in baselines(task, "throughput"))
+    symmetric = ("best single", "best homogeneous", "equal layers", "symmetric")
+    fits = {other.name: other.plan is not None for other in baselines(task, "throughput", seconds=2.0)}
+    assert not any(fit for name, fit in fits.items() if name.startswith(symmetric))
+    assert fits["HexGen"], "its groups may be as unlike as ours"
 
 
 def test_the_plan_round_trips_through_a_file(tmp_path: Path) -> None:
@@ -260,7 +263,7 @@ def test_baselines_never_beat_the_plan() -> None:
     cluster = load_cluster(ROOT / "cluster_specs" / "hexgen-homogeneous16.yaml")
     made = plan(cluster, model)
     task = make_task(cluster, model, None, "throughput", None, 0, "auto", made.engine)
-    found = {other.name: other.plan for other in baselines(task, "throughput")}
+    found = {other.name: other.plan for other in baselines(task, "throughput", seconds=2.0)}
     assert found["symmetric TP x PP"] is not None
     for other in found.values():
         if other is not None:
