@@ -6,7 +6,7 @@ JSON or YAML. Every complaint names the file, the place in it and what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,7 +84,12 @@ def _published_type(value: object, place: Place) -> PublishedType:
 
 
 def _by_layers(read: yamlfile.Reader[_T]) -> yamlfile.Reader[tuple[_T, ...]]:
-    """A row by layers, from 1 without gaps, that does not grow."""
+    """A row by layers, from 1 without gaps, made to never grow.
+
+    Measurements scatter: where a machine was found faster with more layers, it does fewer at least as fast, so
+    each figure is the best of its own and those after it. (Helix's table for LLaMA-30B has 3,778 tokens/s for 2
+    layers on an A100, and 4,200 for 3.)
+    """
 
     def read_row(value: object, place: Place) -> tuple[_T, ...]:
         if not isinstance(value, dict) or not 0 < len(value) <= MAX_LAYERS:
@@ -97,15 +102,8 @@ def _by_layers(read: yamlfile.Reader[_T]) -> yamlfile.Reader[tuple[_T, ...]]:
                 where=str(place),
                 remedy="number them from 1 without gaps",
             )
-        row = tuple(read(figures[str(n)], place.key(n)) for n in range(1, len(figures) + 1))
-        for n, (before, after) in enumerate(pairwise(row), start=2):
-            if after > before:
-                raise SpecError(
-                    f"{after:g} for {n} layers is more than {before:g} for {n - 1}",
-                    where=str(place.key(n)),
-                    remedy="a device that holds more layers is not faster and has no more room: measure again",
-                )
-        return row
+        row = [read(figures[str(n)], place.key(n)) for n in range(1, len(figures) + 1)]
+        return tuple(accumulate(reversed(row), max))[::-1]
 
     return read_row
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
 
 from hexgen.cluster import Link, Node
 from hexgen.errors import SpecError
@@ -89,7 +91,8 @@ class MeasuredTable:
 
     @property
     def source(self) -> str:
-        return f"measured table {self.where}: {self.title}; the catalogue for what it lacks"
+        title = shorten(self.title, 100)
+        return f"measured table {Path(self.where).name}: {title}; the catalogue for what it lacks"
 
     @property
     def holds_kv(self) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
 
 from hexgen.cluster import Link, Node
 from hexgen.errors import SpecError
@@ -23,7 +25,7 @@ from hexgen.scheduler.traffic import Mix, StepLoad
 
 @dataclass(frozen=True, slots=True)
 class PublishedType:
-    """One machine. Both rows by layers held, from one; neither grows."""
+    """One machine. Both rows by layers held, from one; neither grows (the reader sees to it)."""
 
     tokens_s: tuple[float, ...]
     kv_token_layers: tuple[int, ...]  # tokens x layers of KV that fit beside so many layers
@@ -47,7 +49,7 @@ class PublishedTable:
 
     @property
     def source(self) -> str:
-        return f"published table {self.where}: {self.title}"
+        return f"published table {Path(self.where).name}: {shorten(self.title, 100)}"
 
     @property
     def holds_kv(self) -> bool:
