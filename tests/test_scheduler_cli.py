@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from hexgen.cli import main
+from hexgen.cli.plan_progress import progress_text, search_shown
 from hexgen.cluster import load_cluster
 from hexgen.model import load_model
 from hexgen.plan import load_plan, parse_plan, resolve_cluster
+from hexgen.scheduler.progress import Progress
 from hexgen.validate import check_plan
 
 SPECS = Path(__file__).parent.parent / "cluster_specs"
@@ -113,6 +115,29 @@ def test_a_plan_from_an_old_one(cluster: str, tmp_path: Path, capsys: pytest.Cap
     assert value["replan"]["loads_bytes"] == sum(move["loads_bytes"] for move in moved)
     assert run(str(smaller), "--from", str(old)) == 0
     assert "from the old plan:" in capsys.readouterr().out
+
+
+def test_progress_is_for_terminals_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with search_shown() as report:
+        assert report is None  # standard error is captured here, not a terminal
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with search_shown(wanted=False) as report:
+        assert report is None
+    with search_shown() as report:
+        assert report is not None
+        report(Progress(950.0, 1000.0, 1.0, "pricing"))
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_in_words() -> None:
+    assert progress_text(None, 1.25) == "searching: 1.2 s"
+    assert progress_text(Progress(0.0, 1000.0, 1.0), 1.0) == "searching: bound 1,000, 1.0 s"
+    told = progress_text(Progress(950.0, 1000.0, 1.0, "pricing"), 61.0)
+    assert told == "searching: 950 tokens/s, bound 1,000, gap 5.0%, 61.0 s (pricing)"
+    assert Progress(1.0, None, 1.0).gap is None
+    assert Progress(5.0, 4.0, 1.0).gap == 0.0  # rounding never makes a gap negative
 
 
 def test_a_published_cost_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,7 @@ def _bounds(explanation: Explanation) -> Iterator[str]:
     yield f"bottleneck: {explanation.bottleneck.text}"
     for split in explanation.even:
         if split.value is None or split.lost is None:
-            yield f"{split.name} in the same stages: does not fit ({split.reason})"
+            yield f"{split.name} in the same stages: {split.reason}"
         else:
             yield f"{split.name} in the same stages: {split.value:,.0f} {explanation.metric} ({-split.lost:+.1%})"
     for entry in explanation.left_out:

@@ -77,7 +77,8 @@ def _priced(name: str, plan: Plan, task: Task, objective: Objective, change: Cal
         try:
             predicted = finish(task, alone, objective).predicted
         except HexgenError as error:
-            return EvenSplit(name, None, None, f"{error.where}: {error.message}" if error.where else error.message)
+            where = f"{error.where}: " if error.where else ""
+            return EvenSplit(name, None, None, f"does not fit ({where}{error.message})")
         if predicted is not None:
             tokens_s += predicted.tokens_s
             single_tokens_s = max(single_tokens_s, predicted.single_tokens_s)

@@ -93,7 +93,7 @@ class Bottleneck:
 
 @dataclass(frozen=True, slots=True)
 class EvenSplit:
-    """The same stages in the same order, but divided evenly. ``value`` None: it does not fit, ``reason`` why."""
+    """The same stages in the same order, but divided evenly. ``value`` None: there is none, ``reason`` why."""
 
     name: str
     value: float | None  # in ``Explanation.metric``

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from hexgen.cluster import Node
+from hexgen.cluster import Device, Node
 from hexgen.plan import Plan, Stage
 from hexgen.scheduler.cost import GroupShape
 from hexgen.scheduler.evaluate import group_shape
-from hexgen.scheduler.explain.state import node_of
+from hexgen.scheduler.explain.state import node_of, nodes_of
 from hexgen.scheduler.groups import Group, Topology, even_widths
 from hexgen.scheduler.improve import Partition, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
@@ -24,10 +24,12 @@ def seed_of(plan: Plan, solver: RouteSolver) -> Partition | None:
     names = [hop.stage for route in plan.routes for hop in route.path]
     if len(set(names)) < len(names):
         return None
+    devices = {device.id: device for device in solver.topology.cluster.devices()}
     routes: list[Solution] = []
     spare: list[Group] = []
     for route in plan.routes:
-        groups = [group for hop in route.path for group in stage_groups(stages[hop.stage], solver.topology)]
+        members = [stages[hop.stage] for hop in route.path]
+        groups = [group for stage in members for group in _stage_groups(stage, solver.topology, devices)]
         found = solver.best(groups)
         if found is None:
             spare.extend(groups)
@@ -39,17 +41,14 @@ def seed_of(plan: Plan, solver: RouteSolver) -> Partition | None:
     return make_partition(solver, routes, spare) if routes else None
 
 
-def stage_groups(stage: Stage, topology: Topology) -> list[Group]:
+def _stage_groups(stage: Stage, topology: Topology, devices: Mapping[str, Device]) -> list[Group]:
     """The stage's group; where some of its devices are gone, what is left of it on each node."""
-    there = {node.name: node for node in topology.nodes}
-    left = [d for d in stage.devices if node_of(d) in there and int(d.rsplit("/", 1)[1]) < there[node_of(d)].count]
+    left = [device for device in stage.devices if device in devices and node_of(device) in topology.index]
     if len(left) == stage.width:
-        devices = {device.id: device for device in topology.cluster.devices()}
         return [Group(stage.devices, group_shape(stage, topology, devices), topology.index[node_of(left[0])])]
     return [
-        _on_node(topology, node, [d for d in left if node_of(d) == name])
-        for name, node in there.items()
-        if any(node_of(d) == name for d in left)
+        _on_node(topology, topology.nodes[topology.index[name]], [d for d in left if node_of(d) == name])
+        for name in nodes_of(left)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from hexgen.scheduler.explain.changes import Candidate, candidates
 from hexgen.scheduler.explain.facts import Bottleneck, Change, DeviceUse, LinkUse, WhatIf
@@ -20,24 +21,26 @@ def what_if(
     bottleneck: Bottleneck,
     budget_s: float,
 ) -> WhatIf:
-    """Priced within about ``budget_s`` seconds: what comes late is named in ``untried``.
+    """Priced within about ``budget_s`` seconds: what comes late, or was cut short, is named in ``untried``.
 
     Both sides of a gain come from the same quick search, so that what it finds beyond the plan is not taken for an
     effect of the change; that surplus itself is ``missed``.
     """
-    started = time.monotonic()
+    deadline = time.monotonic() + budget_s
+    replanner = replace(replanner, deadline=deadline)
     cluster, own = replanner.task.cluster, value_of(replanner.plan, replanner.objective)
     base = max(own, replanner.value(cluster) or 0.0)
     changes: list[Change] = []
     untried: list[str] = []
     for candidate in candidates(cluster, used, links, bottleneck):
-        if time.monotonic() - started > budget_s:
-            untried.append(candidate.text)
-            continue
-        change = _priced(replanner, candidate, base)
-        changes.append(change)
-        if candidate.then is not None and (change.gain or 0.0) >= WORTH:
-            changes.append(_priced(replanner, candidate.then, base))
+        smaller: Candidate | None = candidate
+        while smaller is not None:
+            change = _priced(replanner, smaller, base) if time.monotonic() < deadline else None
+            if change is None or time.monotonic() > deadline:
+                untried.append(smaller.text)
+                break
+            changes.append(change)
+            smaller = smaller.then if (change.gain or 0.0) >= WORTH else None
     ordered = sorted(changes, key=lambda change: -(change.gain if change.gain is not None else -1.0))
     return WhatIf(base, tuple(ordered), tuple(untried), base / own - 1 if base > own * (1 + WORTH / 10) else 0.0)
 

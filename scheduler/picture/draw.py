@@ -268,7 +268,8 @@ def _way_text(way: WayView, view: View, facts: Facts) -> str:
     route = view.routes[way.route]
     a, b = way.pairs[0]
     link = facts.cluster.link(a, b)
-    text = f"{route.title}: {way.share:.1%} of the requests\n{a} to {b}: {bandwidth_text(link.bandwidth_bytes_s)}"
+    title = route.title if way.routes == 1 else f"{way.routes} routes, most of it {route.title}"
+    text = f"{title}: {way.share:.1%} of the requests\n{a} to {b}: {bandwidth_text(link.bandwidth_bytes_s)}"
     use = facts.links.get((a, b))
     return text if use is None else f"{text}, {use.load:.0%} loaded"
 

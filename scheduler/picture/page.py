@@ -24,6 +24,8 @@ from hexgen.scheduler.picture.style import STYLE
 from hexgen.scheduler.picture.view import View, view_of
 from hexgen.units import format_time
 
+_ROUTES_NAMED = 16
+
 
 def write_page(
     path: str | Path,
@@ -111,8 +113,11 @@ def _keys(view: View) -> Html:
     keys.append(el("span", el("i", class_="stranded"), "stranded"))
     routes = [
         el("span", el("i", style=f"background:{colour(i)}"), f"{route.title}: {route.share:.1%}")
-        for i, route in enumerate(view.routes)
+        for i, route in enumerate(view.routes[:_ROUTES_NAMED])
     ]
+    rest = view.routes[_ROUTES_NAMED:]
+    if rest:
+        routes.append(el("span", f"and {len(rest)} more: {sum(route.share for route in rest):.1%}"))
     note = el("span", "numbers in a card: layers held, share of the time busy; thickness: share of the requests")
     return joined(el("div", *keys, note, class_="keys"), el("div", *routes, class_="keys"))
 
@@ -130,7 +135,7 @@ def _bounds(explanation: Explanation) -> Html:
             text = f"{split.name} in the same stages would serve {split.value:,.0f} {explanation.metric}: "
             lines.append(el("p", text, _change(-split.lost)))
         else:
-            lines.append(el("p", f"{split.name} in the same stages: does not fit ({split.reason})"))
+            lines.append(el("p", f"{split.name} in the same stages: {split.reason}"))
     return joined(*lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hexgen.cluster import Cluster, Node
 from hexgen.plan import Plan
@@ -12,6 +12,7 @@ from hexgen.scheduler.explain.state import node_of
 
 DRAWN_SINGLY = 96  # devices: more are drawn by kinds of equal nodes
 DRAWN_AT_MOST = 160  # cards
+DRAWN_APART = 12  # routes: of more, those that take the same way between two stages share a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,14 @@ class RouteView:
 
 @dataclass(frozen=True, slots=True)
 class WayView:
-    """A hop from one stage to the next, of one route (or of several alike)."""
+    """A hop from one stage to the next, of one route (or of several alike, or of all that take it)."""
 
-    route: int  # index of `View.routes`
+    route: int  # index of `View.routes`: of several, the one that carries most
     sender: tuple[object, object]  # keys of the node and of the stage
     receiver: tuple[object, object]
     share: float
     pairs: tuple[tuple[str, str], ...]  # nodes
+    routes: int = 1  # that it stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ def view_of(plan: Plan, cluster: Cluster) -> View:
     stage_keys = _stage_keys(plan, group_of, singly)
     nodes, node_keys = _nodes(plan, cluster, stage_keys, group_of, singly)
     ways = _ways(plan, group_of, stage_keys, node_keys)
+    if len(routes) > DRAWN_APART:
+        ways = _merged(ways)
     shown = nodes[:DRAWN_AT_MOST]
     drawn = {node.key for node in shown}
     ways = [way for way in ways if way.sender[0] in drawn and way.receiver[0] in drawn]
@@ -190,3 +194,16 @@ def _ways(
         WayView(route, sender, receiver, share, tuple(pairs))
         for (route, sender, receiver), (share, pairs) in found.items()
     ]
+
+
+def _merged(ways: Sequence[WayView]) -> list[WayView]:
+    """One way for all routes between the same two stages, named after the one that carries most."""
+    found: dict[object, list[WayView]] = {}
+    for way in ways:
+        found.setdefault((way.sender, way.receiver), []).append(way)
+    merged: list[WayView] = []
+    for members in found.values():
+        main = max(members, key=lambda way: way.share)
+        pairs = tuple(dict.fromkeys(pair for way in members for pair in way.pairs))
+        merged.append(replace(main, share=sum(way.share for way in members), pairs=pairs, routes=len(members)))
+    return merged
