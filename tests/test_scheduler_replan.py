@@ -117,7 +117,7 @@ def test_what_a_device_holds_is_what_the_engine_counts(data: st.DataObject, tie:
 
 
 def test_half_a_stage_keeps_half_its_weights() -> None:
-    """From one device to two: the first keeps its half of all matrices, and all norms; the second loads the rest."""
+    """From one device to two: the first keeps half of all matrices, and all norms; the second loads the rest."""
     model = tiny_model(layers=4)
     cluster = cluster_of((device_type("cpu", 50, 1), 2))
     path = (Route((Hop("s0", (0, 4)),)),)
