@@ -17,6 +17,8 @@ from hexgen.scheduler.layers import measure
 from hexgen.scheduler.solver import RouteSolver, Solution
 from hexgen.scheduler.task import Task
 
+MOST_ROUTES = 64  # of a placement whose routes share stages: judging takes the square of them
+
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
@@ -60,7 +62,10 @@ def best_plan(
 def best_in_time(
     task: Task, objective: str, name: str, reason: str, drafts: Iterator[Plan], seconds: float | None
 ) -> Baseline:
-    """`best_plan` of as many drafts as can be made and judged in ``seconds``, the first in any case."""
+    """`best_plan` of as many drafts as can be made and judged in ``seconds``, the first in any case.
+
+    For placements whose routes share stages: the note says where their number was limited.
+    """
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     best = Baseline(name, None, reason)
     cut = False
@@ -72,7 +77,10 @@ def best_in_time(
             best = found
         if cut := best.plan is not None and time.monotonic() >= deadline:
             break
-    return dataclasses.replace(best, note=f"cut after {seconds:.0f} s") if cut else best
+    notes = [f"cut after {seconds:.0f} s"] if cut else []
+    if best.plan is not None and len(best.plan.routes) >= MOST_ROUTES:
+        notes.append(f"limited to {MOST_ROUTES} routes, it could serve more")
+    return dataclasses.replace(best, note="; ".join(notes))
 
 
 def score(plan: Plan, objective: str) -> float:

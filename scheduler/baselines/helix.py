@@ -14,6 +14,7 @@ from hexgen.scheduler.baselines.swarm import swarm_ranges
 from hexgen.scheduler.task import Task
 
 _PETALS = 4  # orders of joining that give a start
+_PROGRAM_SHARE = 0.7  # of the time; the rest goes to judging what was found
 _MOST_MACHINES = 96  # with more the program is not even built in the time
 SECONDS = 30.0
 
@@ -25,7 +26,8 @@ def helix(task: Task, objective: str, seconds: float | None = SECONDS) -> Baseli
     held against it here. Half the memory is left to keys and values (Helix's rule), less where the layers do not
     fit so. ``seconds``: for the program; None: until the optimum is proven.
     """
-    deadline = None if seconds is None else time.monotonic() + seconds
+    deadline = None if seconds is None else time.monotonic() + _PROGRAM_SHARE * seconds
+    judging = None if seconds is None else (1 - _PROGRAM_SHARE) * seconds
     reason = "the machines' memory does not hold every layer once"
     for fill in FILLS:
         kinds = [(machines, starts) for machines in machines_of(task, fill) if (starts := _starts(task, machines))]
@@ -34,8 +36,9 @@ def helix(task: Task, objective: str, seconds: float | None = SECONDS) -> Baseli
             share = None if deadline is None else max(0.1, (deadline - time.monotonic()) / left)
             placement = _place(machines, starts[0], share)
             drafts = (plan for ranges in (placement.ranges, *starts) for plan in plans_of(task, machines, ranges))
-            found = best_in_time(task, objective, "Helix", reason, drafts, seconds)
-            made.append(dataclasses.replace(found, note=_note(placement, seconds)))
+            found = best_in_time(task, objective, "Helix", reason, drafts, judging)
+            note = "; ".join(filter(None, (_note(placement, share), found.note)))
+            made.append(dataclasses.replace(found, note=note))
         served = [found for found in made if found.plan is not None]
         if served:
             return max(served, key=lambda found: score(found.plan, objective) if found.plan else 0.0)
@@ -63,11 +66,11 @@ def _place(machines: Machines, start: list[Range], seconds: float | None) -> Pla
     return best_ranges(machines, start, seconds)
 
 
-def _note(placement: Placement, seconds: float | None) -> str:
+def _note(placement: Placement, share: float | None) -> str:
     flow = f"largest flow found {placement.tokens_s:,.0f} tokens/s"
     if placement.failed:
         return f"{flow}; {placement.failed}"
     if placement.proven:
         return f"{flow}, proven to be the most"
     gap = placement.bound_tokens_s / placement.tokens_s - 1
-    return f"{flow}; cut after {seconds:.0f} s, when up to {gap:.0%} more was not ruled out"
+    return f"{flow}; program cut after {share:.0f} s, with up to {gap:.0%} more not ruled out"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from hexgen.plan import Hop, Plan, Route, Stage
 from hexgen.scheduler import flow_graph
+from hexgen.scheduler.baselines.contract import MOST_ROUTES
 from hexgen.scheduler.best import computing_alike, solver_for
 from hexgen.scheduler.flow_graph import Flow, FlowSpace, Placed
 from hexgen.scheduler.groups import Group, even_widths, node_groups
@@ -23,8 +24,8 @@ from hexgen.scheduler.times import end_index
 Range = tuple[int, int]  # half-open layers; (0, 0): unused
 # How much of what a machine could hold its layers take; the rest is for keys and values. Half is Helix's rule
 # (its artifact: "at most half of the VRAM for parameters").
-FILLS = (0.5, 0.75, 1.0)
-_ROUTES = (64, 32, 16, 8, 4, 2, 1)  # how many of the flow's paths are tried as routes
+FILLS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+_ROUTES = (MOST_ROUTES, 32, 16, 8, 4, 2, 1)  # how many of the flow's paths are tried as routes
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class Machines:
         servable = profile.max_layers(self.solver.traffic.peak_tokens, embeds, samples)
         if isinstance(profile, PublishedProfile) or self.fill >= 1:  # a published table has that rule in it
             return min(servable, self.layers)
-        whole = profile.max_layers(self.solver.traffic.page_size, embeds, samples)
+        whole = profile.max_layers(self.solver.traffic.page_size, False, False)
         return min(servable, int(whole * self.fill), self.layers)
 
     def tokens_s(self, i: int, layers: int, embeds: bool = False, samples: bool = False) -> float:

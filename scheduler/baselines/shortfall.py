@@ -95,11 +95,20 @@ def _waiting(
     text = f"the {len(members[worst])} {worst} wait {mean:.0%} of the time"
     top = max(predicted.stages, key=lambda stage: stage.utilisation)
     if top.utilisation < _BUSY:
-        return f"{text}: no stage is ever busier than {top.utilisation:.0%}, {predicted.bottleneck} binds"
+        return f"{text}: no stage is ever busier than {top.utilisation:.0%}, {_beside_stages(predicted)}"
     stage = plan.stage(top.stage)
     layers = stage.layers[1] - stage.layers[0]
     held = f"{layers} of {task.model.layers} layers on {_kinds(devices, stage.devices)}"
     return f"{text} for stage {stage.name} ({held})"
+
+
+def _beside_stages(predicted: Prediction) -> str:
+    """What binds a plan in which every stage has time left."""
+    text = predicted.bottleneck.split(";")[0].split(": ", 1)[-1]
+    if text.startswith("stage "):
+        few = round(predicted.requests_s * predicted.latency_s) < len(predicted.stages)
+        return "too few requests fit at once" if few else "since routes that share stages wait for each other"
+    return f"since {text} binds"
 
 
 def _small_steps(plan: Plan, predicted: Prediction) -> str:
@@ -109,7 +118,7 @@ def _small_steps(plan: Plan, predicted: Prediction) -> str:
     routes = "1 route takes" if len(plan.routes) == 1 else f"{len(plan.routes)} routes take"
     full = running >= 0.9 * plan.engine.max_sequences * len(plan.routes)
     text = f"{running} requests at once, the most that {routes}" if full else f"KV room for {running} requests"
-    text += f": steps of about {each} on {len(plan.stages)} stages, and each step reads all weights"
+    text += f": steps of about {each} on {len(plan.stages)} stages, each reading all weights"
     stranded = sum(stranded_bytes(device) for device in predicted.devices)
     memory = sum(device.memory_bytes for device in predicted.devices)
     if memory and stranded > 0.2 * memory:
