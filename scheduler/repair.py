@@ -32,6 +32,20 @@ def unbroken(old: Plan, task: Task) -> Plan | None:
     return Plan(old.model, task.cluster, stages, routes, task.options)
 
 
+def remaining_stages(old: Plan, task: Task) -> Plan | None:
+    """The stages whose devices are all still there, without routes; None where none is, or none was lost."""
+    intact = _intact_stages(old, task)
+    if not intact or len(intact) == len(old.stages):
+        return None
+    stages = tuple(stage for stage in old.stages if stage.name in intact)
+    return Plan(old.model, task.cluster, stages, (), task.options)
+
+
+def shares_stages(plan: Plan) -> bool:
+    hops = [hop.stage for route in plan.routes for hop in route.path]
+    return len(set(hops)) < len(hops)
+
+
 def _intact_stages(old: Plan, task: Task) -> set[str]:
     before = resolve_cluster(old)
     there = {device.id: device.type for device in task.cluster.devices()}
@@ -47,7 +61,7 @@ def repaired(old: Plan, task: Task, goal: Goal) -> Iterator[Plan]:
 
     Only plans whose routes share no stage and use all layers of each are mended; others have no pipelines to keep.
     """
-    if len({hop.stage for route in old.routes for hop in route.path}) != sum(len(r.path) for r in old.routes):
+    if shares_stages(old):
         return
     solver = solver_for(task, computing_nodes(old, task), goal)
     for number, seed in enumerate(_seeds(old, task, solver)):

@@ -6,6 +6,7 @@ plans as good as the best (within 1 %) the one wins whose devices must load the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ from hexgen.scheduler.best import best_on_nodes, finish, goal_of, solver_for
 from hexgen.scheduler.moves import DeviceMove, dealt_to_keep_most, device_moves, holdings, surviving
 from hexgen.scheduler.nudge import nudged
 from hexgen.scheduler.planner import plan as plan_afresh
-from hexgen.scheduler.repair import computing_nodes, repaired, unbroken
+from hexgen.scheduler.repair import computing_nodes, remaining_stages, repaired, shares_stages, unbroken
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.task import Objective, Task, make_task, total_price
+from hexgen.scheduler.weights import flow_tokens_s, routed, weighted
 from hexgen.validate import check_plan
 from hexgen.workload import Workload
 
@@ -32,8 +34,8 @@ _REPAIR_SHARE = 0.5  # of the time limit; the fresh plan has the rest
 
 @dataclass(frozen=True, slots=True)
 class Considered:
-    """One way to go on. ``name``: ``unbroken`` (what survives, as it is), ``repaired``, ``fresh``, or one of these
-    with ``, layers nudged back``."""
+    """One way to go on. ``name``: ``unbroken`` (what survives, as it is), ``rerouted`` (new routes through stages
+    that survive), ``repaired``, ``fresh``, or one of these with ``, layers nudged back``."""
 
     name: str
     tokens_s: float
@@ -122,9 +124,14 @@ def _drafts(
     old: Plan, task: Task, objective: Objective, started: float, limit_s: float
 ) -> Iterator[tuple[str, Plan | HexgenError]]:
     """What to choose from; each is made only after the one before was looked at, so that time is shared."""
-    survivors = unbroken(old, task)
+    survivors, stages = unbroken(old, task), remaining_stages(old, task)
     if survivors is not None:
         yield "unbroken", survivors
+    if survivors is not None and survivors.routes != old.routes and shares_stages(survivors):
+        yield "unbroken", weighted(survivors, task, objective)
+    if stages is not None and (objective == "maxflow" or shares_stages(old)):
+        with contextlib.suppress(InfeasibleError):  # what is left may not cover all layers
+            yield "rerouted", routed(stages, task)
     if objective not in ("cost", "maxflow"):
         mended = dataclasses.replace(task, deadline=started + _REPAIR_SHARE * limit_s)
         for draft in repaired(old, mended, goal_of(objective)):
@@ -165,6 +172,8 @@ def _value(plan: Plan, task: Task, objective: Objective) -> float | None:
         return None
     if objective == "latency":
         return predicted.single_tokens_s
+    if objective == "maxflow":
+        return flow_tokens_s(plan, task)
     if objective != "cost":
         return predicted.tokens_s
     if price is None or predicted.tokens_s <= 0:

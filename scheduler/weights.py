@@ -52,6 +52,11 @@ def routed(plan: Plan, task: Task) -> Plan:
     return finish(task, dataclasses.replace(plan, stages=stages, routes=tuple(routes)), "maxflow")
 
 
+def flow_tokens_s(plan: Plan, task: Task) -> float:
+    """The max-flow through the plan's stages, whatever its routes: tokens/s, prompt and output alike."""
+    return max_flow(*_space(plan, task)).tokens_s
+
+
 def weighted(plan: Plan, task: Task, objective: str = "throughput") -> Plan:
     """The plan with its own routes at the weights that serve most.
 

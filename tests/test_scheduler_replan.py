@@ -253,6 +253,20 @@ def test_routes_that_share_stages_lose_only_what_is_gone() -> None:
     assert unbroken.tokens_s > 0
 
 
+def test_stages_that_lost_their_partners_are_routed_together() -> None:
+    """Each of two pipelines loses one half; the halves that are left make a whole, and nothing is loaded."""
+    model = load_model("llama-2-7b")
+    kind = (DEVICE_TYPES["RTX3060"], 1)
+    cluster = cluster_of(kind, kind, kind, kind, link=Link(12e9, 20e-6))
+    halves = ((0, 16), (16, 32), (0, 16), (16, 32))
+    stages = tuple(Stage(f"s{i}", halves[i], (f"n{i}/0",)) for i in range(4))
+    routes = tuple(Route((Hop(f"s{i}", (0, 16)), Hop(f"s{i + 1}", (16, 32))), 0.5) for i in (0, 2))
+    old = Plan(model.name, cluster, stages, routes, OPTIONS)
+    done = replan(old, without_nodes(cluster, {"n1", "n2"}), model, objective="maxflow")
+    assert done.loads_bytes == 0
+    assert [[hop.stage for hop in route.path] for route in done.plan.routes] == [["s0", "s3"]]
+
+
 @pytest.mark.parametrize("objective", ["latency", "slo", "cost", "maxflow"])
 def test_other_objectives_are_replanned_too(objective: str) -> None:
     model = load_model("llama-2-7b")
