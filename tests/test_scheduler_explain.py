@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
 from hexgen.scheduler.cost import GroupShape
 from hexgen.scheduler.evaluate import evaluate
 from hexgen.scheduler.explain import Explanation, explain
-from hexgen.scheduler.explain.changes import candidates
+from hexgen.scheduler.explain.changes import Candidate, candidates
 from hexgen.scheduler.explain.state import open_plan
 from hexgen.scheduler.explain.words import left_out_words, what_if_words
 from hexgen.scheduler.planner import plan
@@ -238,7 +239,37 @@ def test_what_ifs_are_what_exact_planning_of_the_changed_cluster_gives() -> None
     assert added == {2.0, 1.0}
 
 
-def flat(found):  # type: ignore[no-untyped-def]
+def test_equal_nodes_are_tried_once() -> None:
+    device, other = device_type("cpu", 3, 0.1, "one"), device_type("cpu", 3, 0.2, "two")
+    cluster, model = cluster_of(*[(device, 1)] * 4, (other, 2)), tiny_model()
+    _, _, said = explained(cluster, model)
+    found = candidates(cluster, said.devices, said.links, said.bottleneck)
+    assert len([c for c in found if c.kind == "add node"]) <= 2
+    assert len([c for c in found if c.kind == "drop node"]) <= 2
+    assert len([c for c in found if c.kind == "drop device"]) <= 1
+    names = [c.nodes[0] for c in found if c.kind == "add node"]
+    assert not set(names) & {node.name for node in cluster.nodes}
+
+
+def test_a_budget_is_named_as_what_keeps_devices_out_and_using_them_is_a_change() -> None:
+    a, b = device_type("cpu", 9, 0.2, "a"), device_type("cpu", 9, 0.1, "b")
+    cluster, model = cluster_of((a, 1), (b, 1), prices=(2.0, 1.5), budget=3.0), tiny_model()
+    made, _, said = explained(cluster, model, what_if_s=30.0)
+    assert made.predicted is not None
+    assert made.predicted.price_usd_h == 2.0
+    (entry,) = said.left_out
+    assert entry.nodes == ("n1",)
+    assert entry.price_usd_h == 1.5
+    assert "over the budget of 3.00" in left_out_words(entry, said)
+    assert said.what_if is not None
+    (used,) = [change for change in said.what_if.changes if change.text.startswith("also use n1")]
+    both = plan(dataclasses.replace(cluster, budget_usd_h=None), model, WORKLOAD, engine="exact", options=OPTIONS)
+    assert both.predicted is not None
+    assert used.value == pytest.approx(both.predicted.tokens_s, rel=0.02)
+    assert used.price_usd_h == 1.5
+
+
+def flat(found: list[Candidate]) -> Iterator[Candidate]:
     for candidate in found:
         yield candidate
         if candidate.then is not None:

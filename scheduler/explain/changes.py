@@ -30,11 +30,19 @@ class Candidate:
 
 
 def candidates(
-    cluster: Cluster, used: tuple[DeviceUse, ...], links: tuple[LinkUse, ...], bottleneck: Bottleneck
+    cluster: Cluster,
+    used: tuple[DeviceUse, ...],
+    links: tuple[LinkUse, ...],
+    bottleneck: Bottleneck,
+    *,
+    chosen: bool = False,
 ) -> list[Candidate]:
-    """Changes of all kinds in turn, so that a short time sees some of each."""
+    """Changes of all kinds in turn, so that a short time sees some of each.
+
+    ``chosen``: nodes are unused for their price. Using one of them is then the change, not buying another.
+    """
     kinds: tuple[list[Candidate], ...] = (
-        list(_more_nodes(cluster, bottleneck)),
+        list(_more_nodes(cluster, used, bottleneck, chosen)),
         list(_fewer_nodes(cluster, used)),
         list(_faster_links(cluster, links)),
         list(_more_memory(cluster, used, bottleneck)),
@@ -47,8 +55,14 @@ def candidates(
 # ---- nodes ----------------------------------------------------------------------------------------------------
 
 
-def _more_nodes(cluster: Cluster, bottleneck: Bottleneck) -> Iterator[Candidate]:
-    """One more of each kind, those of the bottleneck's kind first, then the fastest."""
+def _more_nodes(
+    cluster: Cluster, used: tuple[DeviceUse, ...], bottleneck: Bottleneck, chosen: bool
+) -> Iterator[Candidate]:
+    """One more of each kind, those of the bottleneck's kind first, then the fastest.
+
+    None of a kind that the plan has no use for: it leaves some of them out already.
+    """
+    busy = {use.device.rsplit("/", 1)[0] for use in used}
     classes = sorted(
         node_classes(cluster),
         key=lambda members: (
@@ -58,7 +72,12 @@ def _more_nodes(cluster: Cluster, bottleneck: Bottleneck) -> Iterator[Candidate]
     )
     named: set[tuple[str, str]] = set()
     for members in classes:
-        like = members[0]
+        like = next((node for node in members if node.name not in busy), members[0])
+        if like.name not in busy:
+            if chosen:
+                text = f"also use {like.name} ({like.count} x {like.device.name})"
+                yield Candidate("add node", text, cluster, (like.name,), like.price_usd_h, len(members))
+            continue
         name = _fresh_name(cluster, like.name)
         where = f" in {like.region}" if like.region is not None and _regions(cluster) > 1 else ""
         what = like.device.name if like.count == 1 else f"node of {like.count} {like.device.name}"

@@ -106,7 +106,7 @@ class LeftOut:
     """Equal nodes that the plan leaves unused, and what it would cost to force them in.
 
     ``forced_gain``: relative (usually negative), with the groups that the plan has; None where they cannot be
-    forced in, ``reason`` why.
+    forced in. ``reason``: why not, or what else forbids it (the budget).
     """
 
     nodes: tuple[str, ...]

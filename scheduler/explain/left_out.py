@@ -56,7 +56,7 @@ def _forced(entry: LeftOut, plan: Plan, task: Task, objective: Objective) -> Lef
     solver = solver_for(task, _nodes(plan, entry, task), goal_of(objective))
     seed = seed_of(plan, solver)
     if seed is None:
-        return replace(entry, reason="the routes no longer fit beside them")
+        return replace(entry, reason=_unfit(plan, entry, task))
     held = {device for route in seed.routes for group in route.groups for device in group.devices}
     groups = [g for g in unused_groups(solver.topology, held, plan.stages) if set(g.devices) <= set(entry.devices)]
     routes = _inserted(solver, seed.routes, groups)
@@ -67,7 +67,22 @@ def _forced(entry: LeftOut, plan: Plan, task: Task, objective: Objective) -> Lef
         return replace(entry, reason="a request travels on one pipeline, and it is slower with them")
     forced = finish(task, emit_plan(kept.routes, task), objective)
     value = value_of(forced, objective)
-    return replace(entry, forced_value=value, forced_gain=value / value_of(plan, objective) - 1)
+    price, budget = forced.predicted.price_usd_h if forced.predicted else None, task.cluster.budget_usd_h
+    dear = budget is not None and price is not None and price > budget * (1 + 1e-9)
+    return replace(
+        entry,
+        forced_value=value,
+        forced_gain=value / value_of(plan, objective) - 1,
+        reason=f"with them the plan would cost {price:.2f} USD/h, over the budget of {budget:.2f}" if dear else "",
+    )
+
+
+def _unfit(plan: Plan, entry: LeftOut, task: Task) -> str:
+    with_cpu = any(task.cluster.node(name).device.kind == "cpu" for name in entry.nodes)
+    held = any(task.cluster.device(d).type.kind == "cpu" for stage in plan.stages for d in stage.devices)
+    if with_cpu and not held:
+        return "with a CPU all of them compute in float32, and the model no longer fits"
+    return "the routes no longer fit beside them"
 
 
 def _nodes(plan: Plan, entry: LeftOut, task: Task) -> list[Node]:

@@ -41,7 +41,7 @@ class Replanner:
 
     def best(self, cluster: Cluster, added: tuple[str, ...] = ()) -> Plan | None:
         """The best plan found: the old one as it is, improved from there, or (small clusters) made afresh."""
-        if self._chosen_nodes():
+        if self.chosen:
             kept = {*nodes_of([d for stage in self.plan.stages for d in stage.devices]), *added}
             nodes = tuple(node for node in cluster.nodes if node.name in kept)
             cluster = replace(
@@ -56,7 +56,9 @@ class Replanner:
         found = [plan for plan in (self._as_it_is(task), *self._improved(task), self._afresh(task)) if plan]
         return max(found, key=lambda plan: value_of(plan, self.objective), default=None)
 
-    def _chosen_nodes(self) -> bool:
+    @property
+    def chosen(self) -> bool:
+        """Whether nodes stay unused for their price."""
         budget = self.task.cluster.budget_usd_h
         return self.objective == "cost" or (budget is not None and total_price(self.task.cluster.nodes) > budget)
 

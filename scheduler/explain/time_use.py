@@ -148,7 +148,7 @@ def _waits_for(opened: OpenPlan, stage: str, number: int) -> str:
     state = opened.routes[number].full
     slack = opened.rates[number] < state.requests_s * (1 - _HARDLY)
     if slack:
-        return "more than its weight of the requests"
+        return "other routes"
     if state.limit == "link":
         return f"the link from {route.path[state.index].stage} to {route.path[state.index + 1].stage}"
     slowest = route.path[state.index].stage

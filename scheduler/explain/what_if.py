@@ -32,7 +32,7 @@ def what_if(
     base = max(own, replanner.value(cluster) or 0.0)
     changes: list[Change] = []
     untried: list[str] = []
-    for candidate in candidates(cluster, used, links, bottleneck):
+    for candidate in candidates(cluster, used, links, bottleneck, chosen=replanner.chosen):
         smaller: Candidate | None = candidate
         while smaller is not None:
             change = _priced(replanner, smaller, base) if time.monotonic() < deadline else None

@@ -71,7 +71,9 @@ def left_out_words(entry: LeftOut, explanation: Explanation) -> str:
     if entry.forced_gain is None:
         return f"{text}: {entry.reason}"
     text += f"; forced in: {gain_text(entry.forced_gain)} {explanation.metric}"
-    if entry.forced_gain >= WORTH:
+    if entry.reason:
+        text += f" ({entry.reason})"
+    elif entry.forced_gain >= WORTH:
         text += " (more than the plan serves: the search missed it, a longer --time-limit pays)"
     return text
 
