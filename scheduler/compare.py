@@ -30,11 +30,12 @@ def baselines(task: Task, objective: str, seconds: float = SECONDS) -> tuple[Bas
     ``seconds``: what each of the searching ones may take; their ``note`` says where that cut them short.
     """
     goal = cast(Objective, objective)
+    one_each = all(node.count <= 1 for node in task.cluster.nodes)  # a node is a device: not to be shown twice
     ways: tuple[Callable[[], Baseline], ...] = (
         lambda: single_node(task, objective),
         lambda: homogeneous(task, goal, seconds),
         lambda: equal_layers(task, objective, whole_nodes=False),
-        lambda: equal_layers(task, objective, whole_nodes=True),
+        *(() if one_each else (lambda: equal_layers(task, objective, whole_nodes=True),)),
         lambda: symmetric(task, objective),
         lambda: petals(task, objective, seconds),
         lambda: swarm(task, objective, seconds),

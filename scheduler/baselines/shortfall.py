@@ -102,6 +102,10 @@ def _waiting(
     return f"{text} for stage {stage.name} ({held})"
 
 
+def _stages(count: int) -> str:
+    return "1 stage" if count == 1 else f"{count} stages"
+
+
 def _beside_stages(predicted: Prediction) -> str:
     """What binds a plan in which every stage has time left."""
     text = predicted.bottleneck.split(";")[0].split(": ", 1)[-1]
@@ -118,7 +122,7 @@ def _small_steps(plan: Plan, predicted: Prediction) -> str:
     routes = "1 route takes" if len(plan.routes) == 1 else f"{len(plan.routes)} routes take"
     full = running >= 0.9 * plan.engine.max_sequences * len(plan.routes)
     text = f"{running} requests at once, the most that {routes}" if full else f"KV room for {running} requests"
-    text += f": steps of about {each} on {len(plan.stages)} stages, each reading all weights"
+    text += f": steps of about {each} on {_stages(len(plan.stages))}, each reading all weights"
     stranded = sum(stranded_bytes(device) for device in predicted.devices)
     memory = sum(device.memory_bytes for device in predicted.devices)
     if memory and stranded > 0.2 * memory:
