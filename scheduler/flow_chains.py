@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import pulp
-
 from hexgen.scheduler.cost import GroupShape
 from hexgen.scheduler.division import TabledSeconds
 from hexgen.scheduler.flow_bound import Rates
 from hexgen.scheduler.flow_graph import FlowSpace, Placed
 from hexgen.scheduler.groups import Group, node_groups
+from hexgen.scheduler.programs import pulp_or_none, solved
 from hexgen.scheduler.times import end_index
 
 _MOST_LEVELS = 40  # rates that the integer program chooses from
@@ -132,6 +131,9 @@ _Chosen = list[tuple[float, int, dict[NodeKind, int]]]  # rate, chains, nodes of
 
 def _by_program(space: FlowSpace, kinds: Sequence[NodeKind], levels: Sequence[float]) -> _Chosen:
     """maximise sum(rate x chains), so that at each rate its nodes do the layers of its chains."""
+    pulp = pulp_or_none()
+    if pulp is None:
+        return []
     problem = pulp.LpProblem("chains", pulp.LpMaximize)
     chains = [pulp.LpVariable(f"z_{r}", 0, _MOST_CHAINS, pulp.LpInteger) for r in range(len(levels))]
     nodes = {
@@ -145,8 +147,7 @@ def _by_program(space: FlowSpace, kinds: Sequence[NodeKind], levels: Sequence[fl
         problem += done >= space.layers * chains[r]
     for k, kind in enumerate(kinds):
         problem += pulp.lpSum(nodes[k, r] for r in range(len(levels))) <= len(kind.places)
-    problem.solve(pulp.HiGHS(msg=False, timeLimit=_PROGRAM_S))
-    if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
+    if not solved(problem, timeLimit=_PROGRAM_S):
         return []
     chosen: _Chosen = []
     for r, level in enumerate(levels):

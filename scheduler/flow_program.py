@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-
-import pulp
+from typing import Any
 
 from hexgen.scheduler.flow_chains import NodeKind, node_kinds
 from hexgen.scheduler.flow_graph import FlowSpace, Placed
 from hexgen.scheduler.groups import Group, node_groups
+from hexgen.scheduler.programs import pulp_or_none, solved
 from hexgen.scheduler.times import end_index
 
 _MOST_INTERVALS = 2500
@@ -29,10 +29,13 @@ def program_placement(space: FlowSpace, time_limit_s: float) -> list[Placed]:
     capacity = _intervals(space, kinds)
     if not capacity or len(capacity) > _MOST_INTERVALS:
         return []
+    pulp = pulp_or_none()
+    if pulp is None:
+        return []
     problem = pulp.LpProblem("intervals", pulp.LpMaximize)
     held = {key: pulp.LpVariable("x_" + "_".join(map(str, key)), 0, None, pulp.LpInteger) for key in capacity}
-    into: dict[int, list[pulp.LpVariable]] = defaultdict(list)
-    out: dict[int, list[pulp.LpVariable]] = defaultdict(list)
+    into: dict[int, list[Any]] = defaultdict(list)
+    out: dict[int, list[Any]] = defaultdict(list)
     anywhere = len(capacity) <= _ENTER_ANYWHERE
     for key, tokens_s in capacity.items():
         _, _, start, end = key
@@ -57,8 +60,7 @@ def program_placement(space: FlowSpace, time_limit_s: float) -> list[Placed]:
         for width in range(1, len(kind.widths) + 1):
             there = pulp.lpSum(n.count(width) * cut for n, cut in zip(patterns[k], cuts[k], strict=True))
             problem += pulp.lpSum(x for key, x in held.items() if key[:2] == (k, width)) <= there
-    problem.solve(pulp.HiGHS(msg=False, timeLimit=time_limit_s))
-    if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
+    if not solved(problem, timeLimit=time_limit_s):
         return []
     counts = {key: round(x.value() or 0) for key, x in held.items()}
     groups = _groups(space, kinds, [[round(cut.value() or 0) for cut in row] for row in cuts], patterns)

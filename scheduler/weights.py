@@ -7,7 +7,6 @@ ASPLOS'25, section 4). `routed` finds the routes too; `weighted` keeps the plan'
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,9 +17,9 @@ from hexgen.scheduler.best import finish, solver_for
 from hexgen.scheduler.evaluate import evaluate, group_shape
 from hexgen.scheduler.flow_graph import FlowSpace, Placed, max_flow
 from hexgen.scheduler.groups import Group
+from hexgen.scheduler.programs import pulp_or_none, solved
 from hexgen.scheduler.task import Task
 
-log = logging.getLogger("hexgen.scheduler")
 LEAST_WEIGHT = 1e-6  # of a route that carries nothing: a plan's weights are positive
 
 
@@ -144,19 +143,14 @@ def _flows(loads: _Loads, limits: _Limits) -> list[float] | None:
 
 def _shared_flows(loads: Sequence[dict[str, float]], limits: Sequence[float]) -> list[float] | None:
     """Maximise the sum of flows; each within its own limit, and no stage busier than all the time."""
-    try:
-        import pulp
-    except ImportError:
-        log.warning("routes that share stages keep their weights: PuLP is not installed")
+    pulp = pulp_or_none()
+    if pulp is None:
         return None
     problem = pulp.LpProblem("flows", pulp.LpMaximize)
     flows = [pulp.LpVariable(f"f_{i}", 0, limit) for i, limit in enumerate(limits)]
     problem += pulp.lpSum(flows)
     for stage in sorted({stage for load in loads for stage in load}):
         problem += pulp.lpSum(load[stage] * f for load, f in zip(loads, flows, strict=True) if stage in load) <= 1
-    try:
-        problem.solve(pulp.HiGHS(msg=False))
-    except pulp.PulpError as error:
-        log.warning("routes that share stages keep their weights: %s", error)
+    if not solved(problem):
         return None
     return [max(0.0, float(flow.value() or 0.0)) for flow in flows]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +218,30 @@ def test_no_time_gives_the_first_plan_and_says_so(caplog: pytest.LogCaptureFixtu
 def test_impossible_time_limits(limit_s: float) -> None:
     with pytest.raises(SpecError, match="time limit"):
         plan(cluster_of((DEVICE_TYPES["L4"], 1)), load_model("llama-2-7b"), time_limit_s=limit_s)
+
+
+# ---- solvers ----------------------------------------------------------------------------------------------------
+
+_WITHOUT = """
+import sys
+sys.modules[{module!r}] = None
+from hexgen.cluster import load_cluster
+from hexgen.model import load_model
+from hexgen.scheduler import plan
+made = plan(load_cluster({cluster!r}), load_model("llama-2-70b"), objective={objective!r}, time_limit_s=2)
+print(made.predicted.tokens_s)
+"""
+
+
+@pytest.mark.parametrize("objective", ["throughput", "maxflow"])
+@pytest.mark.parametrize("module", ["pulp", "highspy"])
+def test_without_a_solver_there_is_a_plan_and_one_line(module: str, objective: str) -> None:
+    """In a process of its own: the module is missing from the start, as where it was never installed."""
+    cluster = str(Path(__file__).parent.parent / "cluster_specs" / "helix-single24.yaml")
+    code = _WITHOUT.format(module=module, cluster=cluster, objective=objective)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 50
+    assert done.stderr.count("\n") <= 1, done.stderr  # none where the search solves no program at all
+    if objective == "maxflow":
+        assert "planned without linear programs" in done.stderr
