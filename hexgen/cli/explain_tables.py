@@ -26,7 +26,9 @@ def explain_tables(explanation: Explanation) -> list[RenderableType]:
         found.append(Text("\n".join(reasons)))
     if explanation.links:
         found.append(_links(explanation))
-    found.append(Text("\n".join(_bounds(explanation))))
+    bounds = list(_bounds(explanation))
+    if bounds:
+        found.append(Text("\n".join(bounds)))
     if explanation.what_if is not None:
         found.extend(_changes(explanation))
     return found
@@ -80,7 +82,7 @@ def _links(explanation: Explanation) -> Table:
 
 
 def _bounds(explanation: Explanation) -> Iterator[str]:
-    yield f"bottleneck: {explanation.bottleneck.text}"
+    """Beside the bottleneck, which the plan's own table names."""
     for split in explanation.even:
         if split.value is None or split.lost is None:
             yield f"{split.name} in the same stages: {split.reason}"

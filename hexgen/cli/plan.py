@@ -99,6 +99,7 @@ def plan_command(
     from dataclasses import replace
 
     from hexgen.cli.plan_output import Made, check_target, print_json, show, write_plan
+    from hexgen.cli.plan_progress import search_shown
     from hexgen.cluster import load_cluster
     from hexgen.model import BUILTIN_CONFIGS, BUNDLED_MODELS, load_model
     from hexgen.scheduler.compare import baselines
@@ -137,10 +138,12 @@ def plan_command(
     made = Made(found, spec, shape, objective.value, replanned=replanned)
     task = make_task(spec, shape, asked, objective.value, None, seed, "auto", found.engine, table)
     if compare:
-        made = replace(made, others=baselines(task, objective.value))
+        with search_shown(not as_json, "comparing"):
+            made = replace(made, others=baselines(task, objective.value))
     if explain or html is not None:
         seconds = what_if if explain and what_if > 0 else None
-        made = replace(made, explanation=explain_plan(found, task, objective.value, what_if_s=seconds))
+        with search_shown(not as_json, "explaining"):
+            made = replace(made, explanation=explain_plan(found, task, objective.value, what_if_s=seconds))
     if output is not None:
         write_plan(made, output)
     if html is not None and made.explanation is not None:

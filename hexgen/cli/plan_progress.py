@@ -20,16 +20,17 @@ _QUIET_S = 0.5  # a search that ends sooner shows nothing
 class _Line:
     """The latest figures; rendered anew at each refresh, so that the seconds go on between reports."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
+        self.label = label
         self.started = time.monotonic()
         self.latest: Progress | None = None
 
     def __rich__(self) -> Text:
         seconds = time.monotonic() - self.started
-        return Text("" if seconds < _QUIET_S else progress_text(self.latest, seconds), style="dim")
+        return Text("" if seconds < _QUIET_S else progress_text(self.latest, seconds, self.label), style="dim")
 
 
-def progress_text(latest: Progress | None, seconds: float) -> str:
+def progress_text(latest: Progress | None, seconds: float, label: str = "searching") -> str:
     """``searching: 1,934 tokens/s, bound 2,502, gap 22.7%, 3.2 s (pricing)``."""
     parts: list[str] = []
     if latest is not None and latest.best_tokens_s > 0:
@@ -40,16 +41,16 @@ def progress_text(latest: Progress | None, seconds: float) -> str:
             parts.append(f"gap {latest.gap:.1%}")
     parts.append(f"{seconds:.1f} s")
     phase = f" ({latest.phase})" if latest is not None and latest.phase else ""
-    return f"searching: {', '.join(parts)}{phase}"
+    return f"{label}: {', '.join(parts)}{phase}"
 
 
 @contextmanager
-def search_shown(wanted: bool = True) -> Iterator[OnProgress | None]:
+def search_shown(wanted: bool = True, label: str = "searching") -> Iterator[OnProgress | None]:
     """What the planner is to call while it searches; None where there is nobody to look."""
     if not wanted or not sys.stderr.isatty():
         yield None
         return
-    line = _Line()
+    line = _Line(label)
 
     def report(progress: Progress) -> None:
         line.latest = progress
