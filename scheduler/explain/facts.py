@@ -33,6 +33,7 @@ class TimeUse:
     """Shares of the time, while the cluster serves all it can; the first six sum to 1.
 
     They are what a small slowdown of each part would cost (elasticities of the stage's step), so they add up.
+    A CPU worker with a part of a core runs its software as much slower: there software counts as memory.
     ``prefill`` and ``decode`` divide the busy part otherwise. ``measured``: the figures come from a table that
     does not say what a step consists of; all of it is then in ``compute``.
     """
