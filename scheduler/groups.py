@@ -53,6 +53,7 @@ class Topology:
         self._default = _counted(cluster.default_link)
         links = (*self._pairs.values(), *self._regions.values(), self._default)
         self._whole = all(link.bandwidth_bytes_s > _NO_LINK_BYTES_S for link in links)
+        self.fastest_bytes_s = max(link.bandwidth_bytes_s for link in links)  # of the links between nodes
         linked = {name for entry in cluster.node_links for name in entry.nodes}
         # Nodes of one area see every other node alike.
         self.areas: tuple[str, ...] = tuple(
@@ -107,6 +108,9 @@ def even_widths(count: int, width: int) -> list[int]:
 
 def islands(topology: Topology) -> list[tuple[int, ...]]:
     """Sets of at least two nodes, all joined by links as fast as those inside a node, with few enough devices."""
+    needed = [_ISLAND_LINKS.get(node.device.kind, _LOOPBACK).bandwidth_bytes_s for node in topology.nodes]
+    if topology.fastest_bytes_s < min(needed, default=0.0):
+        return []  # as usual: no need to look at every pair of a thousand nodes
     found: list[tuple[int, ...]] = []
     for place, node in enumerate(topology.nodes):
         for i, island in enumerate(found):

@@ -29,6 +29,7 @@ from hexgen.workload import Workload
 
 DEFAULT_LIMIT_S = 1.2  # what is done after the search takes another tenth or two
 EQUAL = 0.01  # relative: plans this near the best are as good; the model of costs is far less exact than that
+_NUDGE_S = 0.2  # after the time limit no further plan is nudged
 _REPAIR_SHARE = 0.5  # of the time limit; the fresh plan has the rest
 
 
@@ -99,7 +100,7 @@ def replan(
     best = max(value for value, _, _ in found)
     least = best - EQUAL * abs(best)
     for value, considered, equal in [entry for entry in found if entry[0] >= least]:
-        if considered.loads_bytes > 0:
+        if considered.loads_bytes > 0 and time.monotonic() < started + time_limit_s + _NUDGE_S:
             slack = (value - least) / abs(value)
             solver = solver_for(task, computing_nodes(equal, task), goal_of(objective))
             closer = nudged(equal, held, solver, slack)
