@@ -12,6 +12,7 @@ from hexgen.scheduler.bound import upper_bound_tokens_s
 from hexgen.scheduler.cost import CostModel, GroupShape, StageProfile
 from hexgen.scheduler.flow_bound import flow_bound_tokens_s
 from hexgen.scheduler.groups import Topology
+from hexgen.scheduler.lanes.merged import merged, merged_loads, ways_of_plan
 from hexgen.scheduler.pipeline import (
     Part,
     alone,
@@ -21,7 +22,7 @@ from hexgen.scheduler.pipeline import (
     steady,
 )
 from hexgen.scheduler.residency import tabled_kv_tokens
-from hexgen.scheduler.sharing import RouteState, StageLoad, stage_loads, stretches, sustained
+from hexgen.scheduler.sharing import RouteState, StageLoad, shared, stage_loads, stretches, sustained
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.traffic import Traffic, traffic_of
 from hexgen.units import format_time
@@ -62,10 +63,14 @@ def predict(
         kv_tokens = tabled_kv_tokens(plan, profiles, model)
     # These two count what is served in time, not all that could be.
     limited = objective in ("slo", "cost") and traffic.slo != Slo()
+    # A published table counts a machine's rate whatever it is busy with: what waits at it is one batch.
+    merges = cost_table is not None and cost_table.holds_kv and shared(plan)
     states = [
-        _route_state(plan, route, kv, topology, cost, profiles, devices, traffic, limited)
+        _route_state(plan, route, kv, topology, cost, profiles, devices, traffic, limited and not merges)
         for route, kv in zip(plan.routes, kv_tokens, strict=True)
     ]
+    if merges:
+        return _merged_prediction(plan, cluster, cost, memory, states, traffic, objective, limited)
     rates = sustained(plan, states, traffic)
     total = sum(rates)
     scale = 1.0 if traffic.rate is None or traffic.rate >= total else traffic.rate / total
@@ -88,6 +93,44 @@ def predict(
         upper_bound_tokens_s=_upper_bound(plan, cluster, cost, traffic),
         price_usd_h=_price(cluster, used),
         source=None if cost_table is None else cost_table.source,
+        devices=memory.devices,
+        stages=tuple(_stage_prediction(stage, plan, states, loads[stage.name]) for stage in plan.stages),
+    )
+
+
+def _merged_prediction(
+    plan: Plan,
+    cluster: Cluster,
+    cost: CostModel,
+    memory: PlanMemory,
+    states: Sequence[RouteState],
+    traffic: Traffic,
+    objective: str,
+    limited: bool,
+) -> Prediction:
+    """Stages that are shared and merge what waits at them (`hexgen.scheduler.lanes.model`)."""
+    ways = ways_of_plan(plan, states)
+    total, running = merged(ways, states, traffic, limited)
+    rates = [total * way.weight for way in ways]
+    loads = merged_loads(plan, states, traffic, rates)
+    busiest = max(plan.stages, key=lambda stage: loads[stage.name].prefill + loads[stage.name].decode)
+    load = loads[busiest.name].prefill + loads[busiest.name].decode
+    text = f"stage {busiest.name} ({load:.0%} of its published rate)"
+    if load < 0.99:  # else it is what bounds the plan
+        held = sum(state.most for state in states)
+        text = f"KV room for {held} requests at once, {format_time(running.trip_s)} a token; busiest is {text}"
+    return Prediction(
+        objective=objective,
+        tokens_s=total * traffic.output,
+        requests_s=total,
+        ttft_s=running.ttft_s,
+        tpot_s=running.trip_s,
+        latency_s=running.latency_s,
+        single_tokens_s=max(state.alone.tokens_s for state in states),
+        bottleneck=text,
+        upper_bound_tokens_s=_upper_bound(plan, cluster, cost, traffic),
+        price_usd_h=_price(cluster, {device for stage in plan.stages for device in stage.devices}),
+        source=None if cost.table is None else cost.table.source,
         devices=memory.devices,
         stages=tuple(_stage_prediction(stage, plan, states, loads[stage.name]) for stage in plan.stages),
     )

@@ -47,7 +47,7 @@ def sustained(plan: Plan, states: Sequence[RouteState], traffic: Traffic) -> lis
     for load in _seconds(plan, states, shares).values():
         if load > 0:
             limit = min(limit, 1 / load)
-    if _shared(plan) and not _keeps_pace(plan, states, traffic, [limit * share for share in shares]):
+    if shared(plan) and not _keeps_pace(plan, states, traffic, [limit * share for share in shares]):
         low, high = 0.0, limit
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
@@ -61,7 +61,7 @@ def sustained(plan: Plan, states: Sequence[RouteState], traffic: Traffic) -> lis
 
 def stretches(plan: Plan, states: Sequence[RouteState], rates: Sequence[float]) -> list[tuple[float, ...] | None]:
     """By what factor the other routes slow each stage of a route: it has what they leave. None: not at all."""
-    if not _shared(plan):
+    if not shared(plan):
         return [None] * len(states)
     loads = _seconds(plan, states, rates)
     out: list[tuple[float, ...] | None] = []
@@ -102,7 +102,8 @@ def _steps_a_request(state: RouteState) -> float:
     return 1 / (state.full.requests_s * state.full.cycle_s)
 
 
-def _shared(plan: Plan) -> bool:
+def shared(plan: Plan) -> bool:
+    """Whether some stage is on several routes, or more than once on one."""
     hops = [hop.stage for route in plan.routes for hop in route.path]
     return len(set(hops)) < len(hops)
 
