@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -83,6 +84,11 @@ class Recorder:
         self.gap_sum_s += seconds * count
         place = int(math.log(max(seconds, GAP_LEAST_S) / GAP_LEAST_S) / GAP_LOG_WIDTH)
         self.gap_counts[min(place, GAP_BINS - 1)] += count
+
+    def gaps_since(self, before_s: list[float], now_s: float) -> None:
+        """Tokens come now; those before them came at these times, most of them at the same."""
+        for last_s, tokens in Counter(before_s).items():
+            self.gaps(now_s - last_s, tokens)
 
     def sample(self, now_s: float, used: list[int], running: list[int]) -> None:
         self.sample_s.append(now_s)

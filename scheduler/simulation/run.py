@@ -235,12 +235,12 @@ class Run:
             if before:
                 recorder.gaps(now_s - step.last_s, size)
             else:
-                for state in step.sampled:
-                    recorder.gaps(now_s - state.last_s, 1)
+                recorder.gaps_since([state.last_s for state in step.sampled], now_s)
             step.last_s = now_s
             self._send(route, step)
             return
         moved = False
+        before_s: list[float] = []  # when each sequence's last token came
         for state, ends in batcher.complete():
             recorder.tokens += 1
             request = state.request
@@ -251,7 +251,7 @@ class Run:
                 recorder.prompt_tokens += state.prompt_tokens
                 self._front.started(route, state.prompt_tokens)
             else:
-                recorder.gaps(now_s - state.last_s, 1)
+                before_s.append(state.last_s)
             state.last_s = now_s
             if ends:
                 moved = True
@@ -259,6 +259,7 @@ class Run:
                 recorder.finish(request, state.known - state.prompt_tokens, now_s)
                 self._front.ended(route)
                 self._next_of_loop()
+        recorder.gaps_since(before_s, now_s)
         self._form(route)
         if moved and self._front.queue:
             self._admit()
