@@ -6,13 +6,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo check test test-slow test-all bench proto clean
+.PHONY: help setup demo check test test-slow test-all bench bench-planner proto clean
 
 help:
 	@echo "make demo      plan an unlike cluster, run the bundled model over it on Ray, ask it over gRPC and HTTP"
 	@echo "make test      the tests (under twelve minutes on two cores); make test-all adds the slow ones"
 	@echo "make check     ruff, mypy --strict, import-linter"
 	@echo "make bench     speed against transformers.generate on this machine"
+	@echo "make bench-planner  plans against the baselines: rewrites docs/benchmark-planner.md"
 
 setup: $(READY)
 
@@ -42,6 +43,9 @@ test-all: setup
 
 bench: setup
 	$(BIN)/python benchmarks/engine.py
+
+bench-planner: setup
+	$(BIN)/python benchmarks/planner.py --docs
 
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. hexgen/proto/inference.proto

@@ -1,0 +1,1 @@
+"""What `benchmarks/planner.py` measures, one module a section."""
