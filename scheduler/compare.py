@@ -4,7 +4,6 @@ against, and why each falls short."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import cast
 
 from hexgen.scheduler.baselines.contract import Baseline
@@ -31,18 +30,18 @@ def baselines(task: Task, objective: str, seconds: float = SECONDS) -> tuple[Bas
     """
     goal = cast(Objective, objective)
     one_each = all(node.count <= 1 for node in task.cluster.nodes)  # a node is a device: not to be shown twice
-    ways: tuple[Callable[[], Baseline], ...] = (
-        lambda: single_node(task, objective),
-        lambda: homogeneous(task, goal, seconds),
-        lambda: equal_layers(task, objective, whole_nodes=False),
-        *(() if one_each else (lambda: equal_layers(task, objective, whole_nodes=True),)),
-        lambda: symmetric(task, objective),
-        lambda: petals(task, objective, seconds),
-        lambda: swarm(task, objective, seconds),
-        lambda: hexgen_genetic(task, goal, seconds),
-        lambda: helix(task, objective, seconds),
+    greedy = (petals(task, objective, seconds), swarm(task, objective, seconds))
+    found = (
+        single_node(task, objective),
+        homogeneous(task, goal, seconds),
+        equal_layers(task, objective, whole_nodes=False),
+        *(() if one_each else (equal_layers(task, objective, whole_nodes=True),)),
+        symmetric(task, objective),
+        *greedy,
+        hexgen_genetic(task, goal, seconds),
+        helix(task, objective, seconds, greedy),
     )
-    return tuple(_explained(task, way()) for way in ways)
+    return tuple(_explained(task, one) for one in found)
 
 
 def _explained(task: Task, found: Baseline) -> Baseline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 from hexgen.scheduler.baselines.contract import Baseline, best_in_time, score
 from hexgen.scheduler.baselines.helix_milp import Placement, best_ranges
@@ -19,31 +20,41 @@ _MOST_MACHINES = 96  # with more the program is not even built in the time
 SECONDS = 30.0
 
 
-def helix(task: Task, objective: str, seconds: float | None = SECONDS) -> Baseline:
-    """The program's placement; of it and the placements it was given to start from, the one that serves most.
+def helix(task: Task, objective: str, seconds: float | None = SECONDS, given: Sequence[Baseline] = ()) -> Baseline:
+    """The program's placement; of it and the placements it may start from, the one that serves most.
 
-    Helix chooses by flow. That a larger flow need not serve more is what its objective leaves out, and is not
-    held against it here. Half the memory is left to keys and values (Helix's rule), less where the layers do not
-    fit so. ``seconds``: for the program; None: until the optimum is proven.
+    Helix chooses by flow. That a larger flow need not serve more is what its objective leaves out, and is not held
+    against it here: ``given``, Petals' and Swarm's results, count as its starts. Half the memory is left to keys
+    and values (Helix's rule), less where the layers do not fit so. ``seconds``: None until the optimum is proven.
     """
     deadline = None if seconds is None else time.monotonic() + _PROGRAM_SHARE * seconds
     judging = None if seconds is None else (1 - _PROGRAM_SHARE) * seconds
-    reason = "the machines' memory does not hold every layer once"
+    best = Baseline("Helix", None, "the machines' memory does not hold every layer once")
     for fill in FILLS:
         kinds = [(machines, starts) for machines in machines_of(task, fill) if (starts := _starts(task, machines))]
-        made: list[Baseline] = []
         for left, (machines, starts) in zip(range(len(kinds), 0, -1), kinds, strict=True):
             share = None if deadline is None else max(0.1, (deadline - time.monotonic()) / left)
             placement = _place(machines, starts[0], share)
             drafts = (plan for ranges in (placement.ranges, *starts) for plan in plans_of(task, machines, ranges))
-            found = best_in_time(task, objective, "Helix", reason, drafts, judging)
-            note = "; ".join(filter(None, (_note(placement, share), found.note)))
-            made.append(dataclasses.replace(found, note=note))
-        served = [found for found in made if found.plan is not None]
-        if served:
-            return max(served, key=lambda found: score(found.plan, objective) if found.plan else 0.0)
-        reason = made[0].reason if made else reason
-    return Baseline("Helix", None, reason)
+            found = best_in_time(task, objective, "Helix", best.reason, drafts, judging)
+            if _better(found, best, objective):
+                note = "; ".join(filter(None, (_note(placement, share), found.note)))
+                best = dataclasses.replace(found, note=note)
+        if best.plan is not None:
+            break
+    for start in given:
+        if _better(start, best, objective):
+            note = "; ".join(
+                filter(None, (f"the start from {start.name} serves more than what it finds", best.note))
+            )
+            best = dataclasses.replace(start, name="Helix", note=note)
+    return best
+
+
+def _better(one: Baseline, other: Baseline, objective: str) -> bool:
+    if one.plan is None or other.plan is None:
+        return one.plan is not None
+    return score(one.plan, objective) > score(other.plan, objective)
 
 
 def _starts(task: Task, machines: Machines) -> list[list[Range]]:

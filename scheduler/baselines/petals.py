@@ -29,11 +29,11 @@ def petals(task: Task, objective: str, seconds: float | None = None) -> Baseline
 
 
 def _plans(task: Task) -> Iterator[Plan]:
-    for fill in FILLS:
-        for machines in machines_of(task, fill):
-            orders = _ORDERS if len(machines.groups) <= _LARGE else 1
-            for seed in range(task.seed, task.seed + orders):
-                yield from plans_of(task, machines, petals_ranges(machines, seed))
+    for order in range(_ORDERS):
+        for fill in FILLS:
+            for machines in machines_of(task, fill):
+                if order == 0 or len(machines.groups) <= _LARGE:
+                    yield from plans_of(task, machines, petals_ranges(machines, task.seed + order))
 
 
 def petals_ranges(machines: Machines, seed: int) -> list[Range]:
