@@ -9,16 +9,17 @@ usual evaluator. `flow_bound` says what no placement exceeds, and ends the searc
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 
-from hexgen.errors import InfeasibleError
 from hexgen.plan import Hop, Plan, Route, Stage
 from hexgen.scheduler.best import computing_alike, finish, routes_to_solve, solver_for
 from hexgen.scheduler.flow_bound import flow_bound_tokens_s
 from hexgen.scheduler.flow_chains import FlowChain, chain_placements, placed_of
 from hexgen.scheduler.flow_graph import Flow, FlowSpace, Placed, flow_paths, max_flow
 from hexgen.scheduler.flow_program import program_placement
+from hexgen.scheduler.groups import islands
 from hexgen.scheduler.improve import Partition
 from hexgen.scheduler.infeasible import infeasible
 from hexgen.scheduler.search import candidates
@@ -28,6 +29,9 @@ from hexgen.scheduler.traffic import traffic_of
 
 _CANDIDATES = 8
 _REACHED = 1e-3  # relative: a placement this near to the bound is not improved
+_MANY_DEVICES = 128  # improving takes long with more: without a time limit the chains are the answer
+_ACROSS = 5e-3  # relative: a flow across chains that carries this little more is not worth its many routes
+_MANY_STAGES = 250  # of a placement: flow across chains is not looked for
 _PROGRAM_DEVICES = 12  # with more, the program is only tried where a time limit is given: it may need all of it
 _PROGRAM_S = 20.0
 
@@ -42,21 +46,23 @@ def plan_for_flow(task: Task) -> Plan:
     for nodes in computing_alike(task.cluster.nodes, task.options):
         solver = solver_for(task, nodes, "throughput")
         limit = flow_bound_tokens_s(solver.cost, nodes, solver.traffic)
+        if islands(solver.topology):
+            limit = math.inf  # groups may span nodes, which the bound does not count
         bound = max(bound, limit)
         for found in _placements(task, solver, limit):
             if best is None or found[0].tokens_s > best[0].tokens_s * (1 + 1e-9):
                 best = found
-    if best is None:
+    if best is None or not best[0].paths:
         traffic = traffic_of(task.model, task.workload, task.options)
-        raise infeasible(task.cluster, task.model, task.options, traffic)
+        raise infeasible(task.cluster, task.model, task.options, traffic, cost_table=task.cost_table)
     flow, placed = best
-    if not flow.paths:
-        raise InfeasibleError("no path carries any flow", where=f"cluster {task.cluster.name}")
     made = finish(task, _emit(task, flow, placed), "maxflow")
     if made.predicted is None:
         return made
     told = dataclasses.replace(
-        made.predicted, max_flow_tokens_s=flow.tokens_s, max_flow_bound_tokens_s=max(bound, flow.tokens_s)
+        made.predicted,
+        max_flow_tokens_s=flow.tokens_s,
+        max_flow_bound_tokens_s=bound if math.isfinite(bound) else None,
     )
     return dataclasses.replace(made, predicted=told)
 
@@ -69,9 +75,9 @@ def _placements(task: Task, solver: RouteSolver, bound: float) -> Iterator[Found
         found = _as_chains(space, chains)
         best = max(best, found[0].tokens_s)
         yield found
-    if best >= bound * (1 - _REACHED):
-        return
     devices = sum(node.count for node in solver.topology.nodes)
+    if best >= bound * (1 - _REACHED) or (best > 0 and devices > _MANY_DEVICES and not task.time_limited):
+        return
     routes = routes_to_solve(devices, True) if task.time_limited else 0  # the search improves something else
     for partition in candidates(solver, task.seed, task.deadline, routes)[:_CANDIDATES]:
         placed = _placed(partition)
@@ -88,10 +94,11 @@ def _placements(task: Task, solver: RouteSolver, bound: float) -> Iterator[Found
 def _as_chains(space: FlowSpace, chains: Sequence[FlowChain]) -> Found:
     """The flow along the chains; across them where that carries more."""
     placed = placed_of(chains)
-    flow = max_flow(space, placed)
     carried = sum(chain.tokens_s for chain in chains)
-    if carried < flow.tokens_s * (1 - 1e-6):
-        return flow, placed
+    if len(placed) <= _MANY_STAGES:
+        flow = max_flow(space, placed)
+        if carried < flow.tokens_s * (1 - _ACROSS):
+            return flow, placed
     paths: list[tuple[float, tuple[int, ...]]] = []
     first = 0
     for chain in chains:

@@ -10,6 +10,7 @@ from hexgen.scheduler.times import ENDS
 from hexgen.scheduler.traffic import Mix, Traffic, mix_of
 
 _HALVINGS = 60
+_ROUNDING = 1e-9  # of sums of floats
 Rates = tuple[float, ...]  # tokens/s by layers, from one
 
 
@@ -59,7 +60,7 @@ def flow_bound_tokens_s(
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return high
+    return high * (1 + _ROUNDING)
 
 
 def _node_token_layers(widths: Sequence[Rates], tokens_s: float, in_turns: bool) -> float:

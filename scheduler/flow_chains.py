@@ -23,8 +23,10 @@ from hexgen.scheduler.times import end_index
 
 _MOST_LEVELS = 40  # rates that the integer program chooses from
 _MOST_CHAINS = 512
+_MOST_KINDS = 32
 _UNIFORM = 3  # numbers of chains of one rate that are worked out
-_PROGRAM_S = 5.0
+_PROGRAM_GAP = 1e-3  # relative: reached in moments, and what is left is less than dealing out loses
+_PROGRAM_S = 10.0
 _EXCHANGES = 1500  # chains worked out while groups are exchanged
 
 
@@ -81,30 +83,45 @@ def chain_placements(space: FlowSpace) -> Iterator[list[FlowChain]]:
         uniform.append((chains * level, chains, level))
     if not uniform:
         return
-    best = sorted(uniform, reverse=True)[:_UNIFORM]
-    for _, chains, level in best:
-        yield _dealt(space, [(level, chains, {kind: len(kind.places) for kind in kinds})])
+    every = {kind: len(kind.places) for kind in kinds}
+    choices: list[_Chosen] = [[(level, n, every)] for _, n, level in sorted(uniform, reverse=True)[:_UNIFORM]]
     chosen = _by_program(space, kinds, _some(levels, [level for _, _, level in uniform]))
     if chosen:
-        yield _dealt(space, chosen)
+        choices.append(chosen)
+    dealt = [_dealt(space, choice) for choice in choices]
+    solved_chains = [_solved(space, members) for members in dealt]
+    carried = [sum(chain.tokens_s for chain in chains) for chains in solved_chains]
+    yield from solved_chains
+    yield _exchanged(space, dealt[carried.index(max(carried))])
 
 
 def node_kinds(space: FlowSpace) -> list[NodeKind]:
-    topology, heads = space.solver.topology, space.solver.cost.model.heads
-    places: dict[object, list[int]] = {}
-    for place, node in enumerate(topology.nodes):
+    """Equal nodes of one area; where there are many areas, of all of them, area by area."""
+    topology = space.solver.topology
+    found: dict[object, list[int]] = {}
+    for place in sorted(range(len(topology.nodes)), key=lambda place: (topology.areas[place], place)):
+        node = topology.nodes[place]
         if node.count:
             key = (node.device, node.count, node.link, topology.areas[place])
-            places.setdefault(key, []).append(place)
-    kinds: list[NodeKind] = []
-    for members in places.values():
-        node = topology.nodes[members[0]]
-        widths = tuple(
-            space.rates(GroupShape((node.device,) * w, node.link), 0) if w <= heads else ()
-            for w in range(1, node.count + 1)
-        )
-        kinds.append(NodeKind(tuple(members), widths))
-    return kinds
+            found.setdefault(key, []).append(place)
+    if len(found) > _MOST_KINDS:
+        merged: dict[object, list[int]] = {}
+        for members in found.values():
+            node = topology.nodes[members[0]]
+            merged.setdefault((node.device, node.count, node.link), []).extend(members)
+        found = merged
+    return [_kind_of(space, members) for members in found.values()]
+
+
+def _kind_of(space: FlowSpace, places: Sequence[int]) -> NodeKind:
+    node, heads = space.solver.topology.nodes[places[0]], space.solver.cost.model.heads
+    return NodeKind(
+        tuple(places),
+        tuple(
+            space.rates(GroupShape((node.device,) * width, node.link), 0) if width <= heads else ()
+            for width in range(1, node.count + 1)
+        ),
+    )
 
 
 def _highest(kinds: Sequence[NodeKind], levels: Sequence[float], layers: int) -> float | None:
@@ -147,7 +164,7 @@ def _by_program(space: FlowSpace, kinds: Sequence[NodeKind], levels: Sequence[fl
         problem += done >= space.layers * chains[r]
     for k, kind in enumerate(kinds):
         problem += pulp.lpSum(nodes[k, r] for r in range(len(levels))) <= len(kind.places)
-    if not solved(problem, timeLimit=_PROGRAM_S):
+    if not solved(problem, timeLimit=_PROGRAM_S, gapRel=_PROGRAM_GAP):
         return []
     chosen: _Chosen = []
     for r, level in enumerate(levels):
@@ -160,7 +177,7 @@ def _by_program(space: FlowSpace, kinds: Sequence[NodeKind], levels: Sequence[fl
 # ---- who is in which chain ------------------------------------------------------------------------------------
 
 
-def _dealt(space: FlowSpace, chosen: _Chosen) -> list[FlowChain]:
+def _dealt(space: FlowSpace, chosen: _Chosen) -> list[list[Group]]:
     topology = space.solver.topology
     free = {kind: list(kind.places) for _, _, used in chosen for kind in used}
     members: list[list[Group]] = []
@@ -175,7 +192,7 @@ def _dealt(space: FlowSpace, chosen: _Chosen) -> list[FlowChain]:
         options = [_one_after_another(space, groups, count), _largest_first(groups, count)]
         carried = [sum(chain.tokens_s for chain in _solved(space, option)) for option in options]
         members += options[carried.index(max(carried))]
-    return _exchanged(space, members)
+    return members
 
 
 def _one_after_another(space: FlowSpace, groups: Sequence[tuple[Group, int]], count: int) -> list[list[Group]]:

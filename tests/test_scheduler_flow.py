@@ -112,7 +112,7 @@ def placements(space: FlowSpace, groups: list[Group]) -> Iterator[list[Placed]]:
 def test_small_clusters_equal_brute_force(
     speeds: list[float], memory: list[float], layers: int, slow_links: bool
 ) -> None:
-    link = Link(2e5, 1e-4) if slow_links else Link(1e12, 1e-6)
+    link = Link(2e5, 1e-4) if slow_links else Link(1e12, 1e-2)  # too slow for groups across nodes
     cluster = cluster_of(
         *[(device_type("cuda", mb, s), 1) for s, mb in zip(speeds, memory, strict=False)], link=link
     )
