@@ -10,7 +10,7 @@ from hexgen.scheduler.times import ENDS
 from hexgen.scheduler.traffic import Mix, Traffic, mix_of
 
 _HALVINGS = 60
-_ROUNDING = 1e-9  # of sums of floats
+_ROUNDING = 1e-9  # relative, of sums of floats: where the two sides are equal over a range, it must not decide
 Rates = tuple[float, ...]  # tokens/s by layers, from one
 
 
@@ -55,12 +55,12 @@ def flow_bound_tokens_s(
 
     def holds(tokens_s: float) -> bool:
         done = sum(n * _node_token_layers(widths, tokens_s, in_turns) for widths, n in kinds.items())
-        return done >= layers * tokens_s
+        return done >= layers * tokens_s * (1 - _ROUNDING)
 
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return high * (1 + _ROUNDING)
+    return high
 
 
 def _node_token_layers(widths: Sequence[Rates], tokens_s: float, in_turns: bool) -> float:
