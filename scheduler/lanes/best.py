@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -11,17 +10,19 @@ from hexgen.plan import Plan
 from hexgen.scheduler.best import computing_alike, finish, solver_for
 from hexgen.scheduler.lanes.kinds import Shape, kinds_of, orders
 from hexgen.scheduler.lanes.model import Pace, served
-from hexgen.scheduler.lanes.program import Program
+from hexgen.scheduler.lanes.program import Costs, Program
 from hexgen.scheduler.lanes.ways import Space, concurrency, passable, plan_of, ways_of
 from hexgen.scheduler.task import Task
 from hexgen.workload import Slo
 
-_ORDERS = 6
-_RATES = 7  # of the halving of the rate's interval
+_BELOW = 4  # such rates, two steps apart, where the front is asked for
+_ORDERS = 4
+_STEPS, _STEP = 64, 1.15  # of the rate, downwards from the largest that any range lets through
 _FINISHED = 8  # shapes whose plans are made and predicted
 _MOST_MACHINES = 256
-# Predictions nearer to each other than this do not say which plan serves more; then the quicker one is taken.
-_NEAR = 0.92
+# Beside Helix's simulator predictions of different shapes are off by up to an eighth: nearer to
+# each other than this they do not say which serves more, and the quicker one is taken.
+_NEAR = 0.88
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,13 @@ def best_lanes(task: Task, objective: str = "throughput") -> Plan | None:
 def front(task: Task) -> tuple[Point, ...]:
     """Shapes that no other beats in both tokens/s and mean time of a decode, most tokens/s first."""
     found: list[Point] = []
-    for point in sorted(_points(task, False), key=lambda p: (-p.pace.requests_s, p.pace.trip_s)):
+    for point in sorted(_points(task, False, wide=True), key=lambda p: (-p.pace.requests_s, p.pace.trip_s)):
         if not found or point.pace.trip_s < found[-1].pace.trip_s * (1 - 1e-9):
             found.append(point)
     return tuple(found)
 
 
-def _points(task: Task, limited: bool) -> list[Point]:
+def _points(task: Task, limited: bool, wide: bool = False) -> list[Point]:
     """Every shape that the search came by, priced."""
     found: list[Point] = []
     for nodes in computing_alike(task.cluster.nodes, task.options):
@@ -82,37 +83,46 @@ def _points(task: Task, limited: bool) -> list[Point]:
         kinds = kinds_of(solver)
         if not kinds or sum(len(kind.groups) for kind in kinds) > _MOST_MACHINES:
             continue
-        found += _Search(task, Space(solver, tuple(kinds)), limited).points()
+        found += _Search(task, Space(solver, tuple(kinds)), limited, wide).points()
     return found
 
 
 class _Search:
-    def __init__(self, task: Task, space: Space, limited: bool) -> None:
-        self.task, self.space, self.limited = task, space, limited
+    def __init__(self, task: Task, space: Space, limited: bool, wide: bool) -> None:
+        self.task, self.space, self.limited, self.wide = task, space, limited, wide
         self.program = Program(space)
         self.known: dict[Shape, Point | None] = {}
+        self.costs: dict[int, list[Costs]] = {}
         self.best = 0.0
 
     def points(self) -> list[Point]:
-        topology = self.space.solver.topology
-        for order in orders(self.space.kinds, topology, _ORDERS):
-            low, high = self.best * 1.001, float(max(self.program.limit, default=0.0))
-            for _ in range(_RATES):
-                if self.task.deadline is not None and time.monotonic() > self.task.deadline and self.best > 0:
+        top = float(max(self.program.limit, default=0.0))
+        if top <= 0:
+            return []
+        for order in orders(self.space.kinds, self.space.solver.topology, _ORDERS):
+            # Steps of the rate: at the first ones some shape reaches it, from some step on none does.
+            low, high = 0, _STEPS
+            while high - low > 1:
+                if self.best > 0 and self.task.deadline is not None and time.monotonic() > self.task.deadline:
                     break
-                middle = math.sqrt(low * high) if low > 0 else high / 4
-                reached = self._try(order, middle)
-                # Beyond the rate that any shape reaches, shapes for it are no better: look lower.
-                if reached >= middle * (1 - 1e-6):
-                    low = max(low, reached)
+                middle = (low + high) // 2
+                rate = top * _STEP ** (middle - _STEPS)
+                if self._try(order, middle, rate) >= rate / _STEP:
+                    low = middle
                 else:
                     high = middle
-                    low = min(low, max(reached, self.best)) if self.best else low
+            if self.wide:
+                for below in range(1, _BELOW):
+                    step = low - 2 * below
+                    self._try(order, step, top * _STEP ** (step - _STEPS))
         return [point for point in self.known.values() if point is not None]
 
-    def _try(self, order: tuple[int, ...], requests_s: float) -> float:
+    def _try(self, order: tuple[int, ...], step: int, requests_s: float) -> float:
+        """The largest rate that a shape made for ``requests_s`` serves."""
         reached = 0.0
-        for shape in self.program.shapes(order, requests_s):
+        if step not in self.costs:
+            self.costs[step] = self.program.costs(requests_s)
+        for shape in self.program.shapes(order, self.costs[step]):
             if shape not in self.known:
                 self.known[shape] = self._price(shape)
             point = self.known[shape]

@@ -33,14 +33,14 @@ from hexgen.scheduler.times import end_index
 from hexgen.scheduler.traffic import StepLoad, Traffic, mix_of
 
 _HALVINGS = 20
-_SETTLING = 6  # rounds of the fixed point of batch and step
+_SETTLING = 4  # rounds of the fixed point of batch and step
 # Delays behind prompts grow with the square of their lengths, and these vary: mean square over square of mean, for
 # the conversations that Helix and others replay about 1.5.
 _SPREAD = 1.5
-# Cards of 70 W do not hold their peak: of the roofline's pace a prompt reaches 0.6 to 0.7 on L4 and T4 in the
-# per-layer measurements of Helix's artifact (benchmarks/data/helix_profiles_llama2_70b.json), and all of it on an
-# A100. Only for published tables, which say nothing of single prompts.
-_PROMPT_SHARE = {"L4": 0.65, "T4": 0.65}
+# Of the roofline's pace that a prompt of some hundred tokens reaches, by the per-layer measurements of Helix's
+# artifact (benchmarks/data/helix_profiles_llama2_70b.json): cards of 70 W do not hold their peak. For published
+# tables only, which say nothing of single prompts.
+_PROMPT_SHARE = {"A100": 1.4, "L4": 0.65, "T4": 0.65}
 _FULL = 0.98  # of a machine's time that prompts may take
 
 
@@ -100,7 +100,7 @@ def _prompt_s(stop: Stop, plain: StepLoad, traffic: Traffic) -> float:
     """What one prompt adds to a batch of ``plain`` decodes."""
     prompt = traffic.prefill_load(traffic.prompt)
     if isinstance(stop.profile, PublishedProfile):
-        share = _PROMPT_SHARE.get(stop.profile.shape.devices[0].name, 1.0)
+        share = _PROMPT_SHARE.get(stop.profile.shape.devices[0].name.partition("-")[0], 1.0)
         return stop.layers * StageProfile.layer_s(stop.profile, prompt) / share
     return max(0.0, step_s(stop, plain.plus(prompt)) - step_s(stop, plain))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,14 @@ from hexgen.scheduler.lanes.kinds import Range, Shape, layouts
 from hexgen.scheduler.lanes.model import Stop, stop_limit, stop_times
 from hexgen.scheduler.lanes.ways import Space
 
-_MOST_ROOMS = 40
+_MOST_ROOMS = 24
+_RUNS = 3  # of equal ranges, that a layout consists of
+_SMALL = 1e-9
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class _Costs:
+class Costs:
     """Of each layout of one kind. A decode's trip takes ``base + prompts - exp(-E) passed`` seconds there, where
     E is what it brings along (`hexgen.scheduler.lanes.model`), thinned to the layout's ``share``; to that it adds
     ``ahead``.
@@ -55,9 +58,19 @@ class Program:
         number = {part: i for i, part in enumerate(ranges)}
         self.room = np.array([self._room(part) for part in ranges], dtype=float)
         self.limit = np.array([stop_limit(self._stop(part), self.traffic) for part in ranges], dtype=float)
-        self.members = [[[number[part] for part in shape] for shape in options] for options in self.options]
-        self._room_of = [np.array([min(self.room[i] for i in m) for m in members]) for members in self.members]
-        self._total_of = [np.array([sum(p.layers for p in shape) for shape in o]) for o in self.options]
+        self._runs, self._counts, self._shares, self._room_of, self._total_of = [], [], [], [], []
+        for options in self.options:
+            runs = np.zeros((len(options), _RUNS), dtype=np.int64)
+            counts = np.zeros((len(options), _RUNS), dtype=np.int64)
+            for row, shape in enumerate(options):
+                for slot, (part, same) in enumerate(groupby(shape)):
+                    runs[row, slot], counts[row, slot] = number[part], len(list(same))
+            self._runs.append(runs)
+            self._counts.append(counts)
+            self._shares.append(np.array([1 / shape[0].lanes for shape in options]))
+            rooms = np.where(counts > 0, self.room[runs], np.inf)
+            self._room_of.append(rooms.min(axis=1) if len(options) else np.zeros(0))
+            self._total_of.append(np.array([sum(p.layers for p in shape) for shape in options], dtype=np.int64))
 
     def rooms(self) -> list[float]:
         """KV rooms (tokens) worth asking for: those that ranges have, thinned evenly where there are many."""
@@ -72,9 +85,8 @@ class Program:
     def most_at_once(self, room: float) -> float:
         return KV_FILL * room / self.traffic.resident_tokens
 
-    def shapes(self, order: Sequence[int], requests_s: float) -> Iterator[Shape]:
-        """The quickest shape for each KV room at this rate; equal ones once."""
-        costs = self._costs(requests_s)
+    def shapes(self, order: Sequence[int], costs: Sequence[Costs]) -> Iterator[Shape]:
+        """The quickest shape for each KV room at the rate of ``costs``; equal ones once."""
         seen: set[Shape] = set()
         for room in self.rooms():
             shape = self._quickest(order, room, costs)
@@ -82,29 +94,35 @@ class Program:
                 seen.add(shape)
                 yield shape
 
-    def _costs(self, requests_s: float) -> list[_Costs]:
+    def costs(self, requests_s: float) -> list[Costs]:
+        """What each kind's layouts cost at this rate, in the same order for `shapes`."""
         hop = min(self._hops(), default=0.0)
         times = [
             stop_times(self._stop(part), self.traffic, requests_s) if limit >= requests_s else None
             for part, limit in zip(self.ranges, self.limit, strict=True)
         ]
-        out: list[_Costs] = []
-        for shapes, members in zip(self.options, self.members, strict=True):
-            rows: list[tuple[float, float, float, float, float]] = []
-            for shape, numbers in zip(shapes, members, strict=True):
-                base = prompts = passed = ahead = 0.0
-                for i in numbers:
-                    found = times[i]
-                    if found is None or not math.isfinite(found.decode_s):
-                        base = math.inf
-                        break
-                    base += found.decode_s + found.wait_s + hop
-                    prompts += found.prompt_s
-                    passed += found.prompt_s * math.exp(-(ahead + found.ahead / 2))
-                    ahead += found.ahead
-                rows.append((base, prompts, passed, ahead, 1 / shape[0].lanes))
-            table = np.array(rows, dtype=float).reshape(len(rows), 5)
-            out.append(_Costs(*table.T))
+        out: list[Costs] = []
+        known = np.array(
+            [
+                (t.decode_s + t.wait_s + hop, t.prompt_s, t.ahead)
+                if t is not None and math.isfinite(t.decode_s)
+                else (np.inf, 0.0, 0.0)
+                for t in times
+            ]
+        ).reshape(len(times), 3)
+        for runs, counts, share in zip(self._runs, self._counts, self._shares, strict=True):
+            base, prompts, passed, ahead = (np.zeros(len(share)) for _ in range(4))
+            for slot in range(runs.shape[1]):
+                number = counts[:, slot]
+                own, prompt, adds = (known[runs[:, slot], column] for column in range(3))
+                base += number * np.where(number > 0, own, 0.0)
+                prompts += number * prompt
+                # Of the stages of a run, the k-th is met with exp(-(ahead + (k + 1/2) adds)): a geometric series.
+                ratio = np.exp(-adds)
+                series = np.where(adds > _SMALL, (1 - ratio**number) / np.maximum(1 - ratio, _SMALL), number)
+                passed += prompt * np.exp(-(ahead + adds / 2)) * series
+                ahead += number * adds
+            out.append(Costs(base, prompts, passed, ahead, share))
         return out
 
     def _hops(self) -> Iterator[float]:
@@ -119,7 +137,7 @@ class Program:
         self,
         order: Sequence[int],
         room: float,
-        costs: Sequence[_Costs],
+        costs: Sequence[Costs],
     ) -> Shape | None:
         end = self.layers + 1
         trip = np.full(end, np.inf)
@@ -131,11 +149,12 @@ class Program:
             fits = (self._room_of[kind] >= room) & np.isfinite(cost.base)
             typical = math.exp(-float(ahead[np.isfinite(trip)].mean()))
             value = cost.base + cost.prompts - typical * cost.passed
-            best: dict[int, int] = {}  # of the layouts of as many layers: the quickest for a typical beginning
-            for i in np.flatnonzero(fits).tolist():
-                total = int(self._total_of[kind][i])
-                if total not in best or value[i] < value[best[total]]:
-                    best[total] = i
+            # Of the layouts of as many layers: the quickest for a typical beginning.
+            usable = np.flatnonzero(fits)
+            totals = self._total_of[kind][usable]
+            ranked = usable[np.lexsort((value[usable], totals))]
+            firsts = np.unique(self._total_of[kind][ranked], return_index=True)
+            best = dict(zip(firsts[0].tolist(), ranked[firsts[1]].tolist(), strict=True))
             new_trip, new_ahead, new_share = trip.copy(), ahead.copy(), share.copy()
             picks = np.full(end, -1)
             for total, i in best.items():

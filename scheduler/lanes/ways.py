@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -59,16 +59,12 @@ def concurrency(space: Space, shape: Shape) -> float:
 
 
 def ways_of(space: Space, shape: Shape) -> list[Way]:
-    """The shape's routes for `hexgen.scheduler.lanes.model`; where links are alike, one stands for all."""
+    """The shape's routes for `hexgen.scheduler.lanes.model`; one stands for all that meet the same."""
     solver, last = space.solver, len(shape) - 1
     machines = machines_of(space, shape)
     routes = routes_of(shape)
-    if len({kind.area for kind in space.kinds}) == 1 and not any(
-        kind.area.startswith("node ") for kind in space.kinds
-    ):
-        routes = [(Fraction(1), routes[0][1])]
     crossing: dict[tuple[int, int, int], Fraction] = {}
-    for weight, lanes in routes_of(shape):
+    for weight, lanes in routes:
         for i in range(last):
             key = (i, lanes[i], lanes[i + 1])
             crossing[key] = crossing.get(key, Fraction(0)) + weight
@@ -76,7 +72,7 @@ def ways_of(space: Space, shape: Shape) -> list[Way]:
         Stop(space.kinds[part.kind].profile, part.layers, i == 0, i == last, 1 / part.lanes)
         for i, part in enumerate(shape)
     )
-    ways: list[Way] = []
+    alike: dict[Way, Fraction] = {}
     for weight, lanes in routes:
         places = [group[lane].place for group, lane in zip(machines, lanes, strict=True)]
         edges = tuple(
@@ -90,8 +86,9 @@ def ways_of(space: Space, shape: Shape) -> list[Way]:
             home = solver.topology.link(places[-1], places[0])
             back = solver.cost.token_edge(stops[-1].profile, stops[0].profile, home)
         shares = tuple(float(crossing[i, lanes[i], lanes[i + 1]]) for i in range(last))
-        ways.append(Way(float(weight), stops, edges, shares, back))
-    return ways
+        way = Way(1.0, stops, edges, shares, back)
+        alike[way] = alike.get(way, Fraction(0)) + weight
+    return [replace(way, weight=float(weight)) for way, weight in alike.items()]
 
 
 def plan_of(space: Space, shape: Shape, task: Task) -> Plan:
