@@ -54,7 +54,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small cases and short searches: does it work at all")
     parser.add_argument("--seconds", type=float, help="time limit of our plans (default: 60)")
     parser.add_argument("--baseline-seconds", type=float, help="of each baseline that searches (default: 10)")
-    parser.add_argument("--seeds", type=int, help="of simulations (default: 3)")
+    parser.add_argument("--seeds", type=int, help="of simulations (default: 2)")
     parser.add_argument("--jobs", type=int, default=1, help="processes over which `served` is spread (default: 1)")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--docs", action="store_true", help="rewrite docs/benchmark-planner.md and docs/plots")

@@ -26,6 +26,8 @@ from scheduler_clusters import WORKLOAD, cluster_of, device_type, tiny_model  # 
 
 from hexgen.errors import SpecError  # noqa: E402
 from hexgen.scheduler.simulation import simulate  # noqa: E402
+from hexgen.scheduler.tables import load_table  # noqa: E402
+from hexgen.scheduler.task import make_task  # noqa: E402
 
 SETTINGS = dataclasses.replace(Settings.of_quick(), seconds=0.5, baseline_seconds=0.2)
 
@@ -136,8 +138,8 @@ def test_published_clusters_come_with_their_models() -> None:
 
 def test_the_published_placements_carry_what_their_artifact_says() -> None:
     asked = published("helix-single24")
-    table = flow.load_table(flow.TABLE)
-    task = flow.make_task(asked.cluster, asked.model, asked.workload, "throughput", None, 0, "auto", None, table)
+    table = load_table(flow.TABLE)
+    task = make_task(asked.cluster, asked.model, asked.workload, "throughput", None, 0, "auto", None, table)
     for method, tokens_s in flow.PUBLISHED_FLOW.items():
         carried, made = flow.placed(task, method)
         assert carried == pytest.approx(tokens_s, rel=1e-3)

@@ -103,9 +103,16 @@ class Curve:
 
 
 def curve(
-    made: Plan, asked: Case, alone: Reference, rates: Sequence[float], least: int, most: int, span_s: float
+    made: Plan,
+    asked: Case,
+    alone: Reference,
+    rates: Sequence[float],
+    least: int,
+    most: int,
+    span_s: float,
+    stop: float = _STOP,
 ) -> Curve:
-    """The plan at each of the rates, in order, until it is far overloaded.
+    """The plan at each of the rates, in order, until ``TARGET`` of the requests need a scale above ``stop``.
 
     ``span_s`` of arrivals, but at least ``least`` and at most ``most`` requests; the same ones at every rate.
     """
@@ -124,7 +131,7 @@ def curve(
         judged = np.nan_to_num(found.latency_s / deadlines, nan=np.inf)[int(count * _WARM) :]
         done.append(rate)
         scales.append(tuple(float(value) for value in np.sort(judged)))
-        if float(np.quantile(judged, TARGET, method="higher")) > _STOP:
+        if float(np.quantile(judged, TARGET, method="higher")) > stop:
             break
     return Curve(tuple(done), tuple(scales))
 

@@ -56,6 +56,11 @@ def plan_case(
     return Planned(made, time.monotonic() - wall, time.process_time() - cpu)
 
 
+def same(a: Plan, b: Plan) -> bool:
+    """Whether they do the same, whoever made them."""
+    return (a.stages, a.routes, a.engine) == (b.stages, b.routes, b.engine)
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """Output tokens/s of a saturated simulation: mean over seeds, and how far apart they were."""

@@ -12,7 +12,7 @@ from hexgen.errors import InfeasibleError
 from hexgen.scheduler.compare import baselines
 from hexgen.scheduler.task import make_task
 from planning.cases import Case, all_published
-from planning.ours import plan_case, prediction, serve, usd_per_million
+from planning.ours import plan_case, prediction, same, serve, usd_per_million
 from planning.report import Grid, Report, number, over, ratio, share
 from planning.settings import Settings
 
@@ -87,12 +87,16 @@ def judge(asked: Case, settings: Settings) -> CaseResult:
     )
     task = make_task(asked.cluster, asked.model, asked.workload, "throughput", None, 0, "auto", None)
     others = []
+    known = [(planned.plan, mine)]
     for baseline in baselines(task, "throughput", settings.baseline_seconds):
         if baseline.plan is None:
             others.append(Way(baseline.name, math.nan, math.nan, math.nan, None, baseline.reason))
             continue
         theirs = prediction(baseline.plan)
-        run = serve(baseline.plan, asked, settings)
+        run = next((found for other, found in known if same(baseline.plan, other)), None)
+        if run is None:
+            run = serve(baseline.plan, asked, settings)
+            known.append((baseline.plan, run))
         note = "; ".join(filter(None, (baseline.note, baseline.shortfall)))
         cost = usd_per_million(theirs.price_usd_h, run.tokens_s)
         others.append(Way(baseline.name, theirs.tokens_s, run.tokens_s, run.spread, cost, note))

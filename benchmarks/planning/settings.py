@@ -16,7 +16,7 @@ class Settings:
     quick: bool = False
     seconds: float = 60.0  # for our plan
     baseline_seconds: float = 10.0  # for each baseline that searches
-    seeds: int = 3  # of simulations; figures are means over them
+    seeds: int = 2  # of simulations; figures are means over them
     lives: float = 8.0  # of a request, that a saturated simulation lasts
     jobs: int = 1  # processes
 
