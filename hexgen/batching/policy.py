@@ -50,7 +50,7 @@ def _choose(table: SequenceTable, limits: BatchLimits, in_flight: int, number: i
     micro_batch = -(-decoding // limits.depth)
     decodes = min(len(table.ready), micro_batch, budget - reserve)
     chosen: list[Choice] = [(state, 1) for state in islice(table.ready.values(), decodes)]
-    prefill_tokens = _prefill_tokens(table, limits.depth - in_flight, budget - decodes)
+    prefill_tokens = _prefill_tokens(table, limits, in_flight, decodes)
     for state in table.prefilling.values():
         if prefill_tokens == 0:
             break
@@ -60,16 +60,30 @@ def _choose(table: SequenceTable, limits: BatchLimits, in_flight: int, number: i
     return chosen, prefill_tokens
 
 
-def _prefill_tokens(table: SequenceTable, steps_left: int, budget: int) -> int:
-    """How many prefill tokens the step takes: all that fit, or a pipeline's even part of what is there.
+def _prefill_tokens(table: SequenceTable, limits: BatchLimits, in_flight: int, decodes: int) -> int:
+    """How many prefill tokens the step takes beside its ``decodes``: all that fit, or a pipeline's even part.
 
-    One large chunk would keep one stage busy and the others idle, so what is pending is dealt over the steps that
-    may still be sent before one returns.
+    One large chunk would keep one stage busy and the others idle. Where sequences decode, the route's steps go
+    round without a pause, and the longest of them holds up the others at every stage: what could be computed now
+    is dealt over a whole round of ``depth`` steps. Else it is dealt over those that may still be sent before one
+    returns.
     """
-    if steps_left == 1:
+    budget = limits.token_budget - decodes
+    steps = limits.depth - in_flight
+    waiting = table.waiting_tokens
+    if decodes > 0:
+        steps = limits.depth
+        # What no page is free for is not coming soon: counting it would make the next prompt's chunks large.
+        waiting = min(waiting, _room(table) * table.page_size)
+    if steps == 1:
         return budget
-    pending = table.waiting_tokens + sum(state.remaining for state in table.prefilling.values())
-    return min(budget, max(PREFILL_CHUNK_FLOOR, -(-pending // steps_left)))
+    pending = waiting + sum(state.remaining for state in table.prefilling.values())
+    return min(budget, max(PREFILL_CHUNK_FLOOR, -(-pending // steps)))
+
+
+def _room(table: SequenceTable) -> int:
+    """Pages for new sequences, beside what the running ones need to grow into."""
+    return max(0, table.pool.available - max(len(table.running), int(table.pool.pages * WATERMARK)))
 
 
 def _place(table: SequenceTable, chosen: list[Choice]) -> list[Segment]:
@@ -145,8 +159,8 @@ def _pages_to_start(table: SequenceTable, state: SequenceState) -> list[int] | N
     pool = table.pool
     if not table.running:
         return table.cached_pages(state)
-    room = pool.available - max(len(table.running), int(pool.pages * WATERMARK))
-    if room <= 0:
+    room = _room(table)
+    if room == 0:
         return None
     cached = table.cached_pages(state)
     needed = pool.pages_for(len(state.tokens)) - len(cached) + pool.unreferenced(cached)
