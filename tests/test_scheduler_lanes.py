@@ -84,7 +84,7 @@ def test_layouts_use_the_machines_that_are_there(machines: int, most: int, layer
 
 
 def test_a_decode_behind_prompts_loses_what_the_closed_form_says(tmp_path: Path) -> None:
-    """Many equal stages in series: one that starts ``a`` behind a prompt is delayed by ``D - a``, a exponential."""
+    """Equal stages in series: one that starts ``a`` behind a prompt is delayed by ``D - a``, a exponential."""
     task = task_of(tmp_path, cluster_of((BIG, 1), link=LINK), (6, 6), (1e9, 1e9))
     space = space_of(task)
     traffic = space.solver.traffic
@@ -170,7 +170,7 @@ def test_what_no_two_pipelines_can_hold_is_shared(tmp_path: Path) -> None:
     disjoint = apart.emit(task, "throughput").predicted
     assert disjoint is not None
     # 3000 layers x tokens a second: in series a small one holds 2 layers, in parallel 3 for half of the requests.
-    # Of the 63 tokens that a request takes through the stages, 24 are what it asked for (the first is its prompt's).
+    # Of the 63 tokens that a request takes through the stages, 24 are what it asked for (the first comes with it).
     assert disjoint.tokens_s == pytest.approx(3000 / 2 * 24 / 63, rel=0.01)
     assert plan.predicted.tokens_s == pytest.approx(2 * 3000 / 3 * 24 / 63, rel=0.01)
 

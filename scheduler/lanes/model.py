@@ -32,7 +32,7 @@ from hexgen.scheduler.tables.published import PublishedProfile
 from hexgen.scheduler.times import end_index
 from hexgen.scheduler.traffic import StepLoad, Traffic, mix_of
 
-_HALVINGS = 20
+_HALVINGS = 16
 _SETTLING = 4  # rounds of the fixed point of batch and step
 # Delays behind prompts grow with the square of their lengths, and these vary: mean square over square of mean, for
 # the conversations that Helix and others replay about 1.5.
@@ -96,13 +96,13 @@ def step_s(stop: Stop, load: StepLoad) -> float:
     return stop.profile.step_s(stop.layers, load, stop.embeds, stop.samples)
 
 
-def _prompt_s(stop: Stop, plain: StepLoad, traffic: Traffic) -> float:
-    """What one prompt adds to a batch of ``plain`` decodes."""
+def _prompt_s(stop: Stop, plain: StepLoad, decode_s: float, traffic: Traffic) -> float:
+    """What one prompt adds to a batch of ``plain`` decodes that takes ``decode_s``."""
     prompt = traffic.prefill_load(traffic.prompt)
     if isinstance(stop.profile, PublishedProfile):
         share = _PROMPT_SHARE.get(stop.profile.shape.devices[0].name.partition("-")[0], 1.0)
         return stop.layers * StageProfile.layer_s(stop.profile, prompt) / share
-    return max(0.0, step_s(stop, plain.plus(prompt)) - step_s(stop, plain))
+    return max(0.0, step_s(stop, plain.plus(prompt)) - decode_s)
 
 
 def stop_limit(stop: Stop, traffic: Traffic) -> float:
@@ -125,7 +125,7 @@ def stop_times(stop: Stop, traffic: Traffic, requests_s: float) -> StopTimes:
     for _ in range(_SETTLING):
         plain = traffic.decode_load(batch)
         decode = step_s(stop, plain)
-        prompt = _prompt_s(stop, plain, traffic)
+        prompt = _prompt_s(stop, plain, decode, traffic)
         taken = arriving * prompt
         if taken >= _FULL:
             return StopTimes(math.inf, math.inf, math.inf, 1.0)
@@ -135,11 +135,16 @@ def stop_times(stop: Stop, traffic: Traffic, requests_s: float) -> StopTimes:
     return StopTimes(prompt, decode, busy * decode, arriving * prompt)
 
 
-def way_times(way: Way, traffic: Traffic, requests_s: float) -> tuple[float, float, float]:
-    """TTFT, mean trip and quiet trip of one way when the plan carries ``requests_s``; seconds."""
+def way_times(
+    way: Way, traffic: Traffic, requests_s: float, known: dict[Stop, StopTimes] | None = None
+) -> tuple[float, float, float]:
+    """TTFT, mean trip and quiet trip of one way when the plan carries ``requests_s``; seconds.
+
+    ``known``: stops at this rate, of other ways; those of this one are added.
+    """
     ttft = trip = quiet = ahead = 0.0
     before = 1.0
-    known: dict[Stop, StopTimes] = {}
+    known = {} if known is None else known
     for i, stop in enumerate(way.stops):
         if i > 0:
             edge, crossing = way.edges[i - 1], way.edge_shares[i - 1]
@@ -175,8 +180,9 @@ def _queue_s(taken: float, seconds: float) -> float:
 def pace(ways: Sequence[Way], traffic: Traffic, requests_s: float) -> Pace:
     """The plan carrying ``requests_s``, whether or not that many fit."""
     ttft = trip = quiet = 0.0
+    known: dict[Stop, StopTimes] = {}
     for way in ways:
-        a, b, c = way_times(way, traffic, requests_s)
+        a, b, c = way_times(way, traffic, requests_s, known)
         ttft, trip, quiet = ttft + way.weight * a, trip + way.weight * b, quiet + way.weight * c
     latency = ttft + traffic.decodes * trip
     return Pace(requests_s, ttft, trip, quiet, latency, requests_s * latency)
