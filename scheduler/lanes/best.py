@@ -20,9 +20,9 @@ _ORDERS = 4
 _STEPS, _STEP = 64, 1.15  # of the rate, downwards from the largest that any range lets through
 _FINISHED = 8  # shapes whose plans are made and predicted
 _MOST_MACHINES = 256
-# Beside Helix's simulator predictions of different shapes are off by up to an eighth: nearer to
-# each other than this they do not say which serves more, and the quicker one is taken.
-_NEAR = 0.88
+# Beside Helix's simulator, on a dozen shapes for its 24 machines, trips are right on average, with a standard
+# deviation of 9 %. Nearer to each other, predictions do not say which serves more, and the quicker is taken.
+_NEAR = 0.92
 
 
 @dataclass(frozen=True, slots=True)
