@@ -22,7 +22,7 @@ from hexgen.scheduler.pipeline import (
     steady,
 )
 from hexgen.scheduler.residency import tabled_kv_tokens
-from hexgen.scheduler.sharing import RouteState, StageLoad, shared, stage_loads, stretches, sustained
+from hexgen.scheduler.sharing import RouteState, StageLoad, stage_loads, stretches, sustained
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.traffic import Traffic, traffic_of
 from hexgen.units import format_time
@@ -63,8 +63,9 @@ def predict(
         kv_tokens = tabled_kv_tokens(plan, profiles, model)
     # These two count what is served in time, not all that could be.
     limited = objective in ("slo", "cost") and traffic.slo != Slo()
-    # A published table counts a machine's rate whatever it is busy with: what waits at it is one batch.
-    merges = cost_table is not None and cost_table.holds_kv and shared(plan)
+    # A published table counts a machine's rate whatever it is busy with: what waits at it is one batch. Plans that
+    # share no stage are predicted alike, so that plans can be compared.
+    merges = cost_table is not None and cost_table.holds_kv
     states = [
         _route_state(plan, route, kv, topology, cost, profiles, devices, traffic, limited and not merges)
         for route, kv in zip(plan.routes, kv_tokens, strict=True)
@@ -108,7 +109,7 @@ def _merged_prediction(
     objective: str,
     limited: bool,
 ) -> Prediction:
-    """Stages that are shared and merge what waits at them (`hexgen.scheduler.lanes.model`)."""
+    """Stages merge what waits at them (`hexgen.scheduler.lanes.model`)."""
     ways = ways_of_plan(plan, states)
     total, running = merged(ways, states, traffic, limited)
     rates = [total * way.weight for way in ways]

@@ -1,4 +1,4 @@
-"""A plan's own routes as ways of machines that merge what waits at them, for any plan whose stages are shared."""
+"""A plan's own routes as ways of machines that merge what waits at them, for any plan."""
 
 from __future__ import annotations
 
@@ -49,9 +49,11 @@ def merged(
     """
     most = float(sum(state.most for state in states))
     full = served(ways, traffic, most, limited)
+    if full.requests_s <= 0:  # not even one request alone keeps the limits: that one is told
+        full = pace(ways, traffic, 1 / pace(ways, traffic, 0.0).latency_s)
     if traffic.rate is not None and traffic.rate < full.requests_s:
         return full.requests_s, pace(ways, traffic, traffic.rate)
-    if limited or full.requests_s <= 0 or traffic.decodes <= 0:
+    if limited or traffic.decodes <= 0:
         return full.requests_s, full
     latency = max(full.latency_s, most / full.requests_s)
     trip = (latency - full.ttft_s) / traffic.decodes
