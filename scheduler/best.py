@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from hexgen.cluster import Node
 from hexgen.errors import InfeasibleError
 from hexgen.memory import plan_dtype
 from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
+from hexgen.scheduler.combine import combined
 from hexgen.scheduler.cost import CostModel
 from hexgen.scheduler.evaluate import predict
-from hexgen.scheduler.exact import exact
+from hexgen.scheduler.exact import MAX_DEVICES, exact
 from hexgen.scheduler.genetic import genetic
 from hexgen.scheduler.groups import Topology
 from hexgen.scheduler.improve import Partition
@@ -28,13 +30,27 @@ _AUTO_EXACT_DEVICES = 4
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """A partition and what it was found with."""
+    """A partition, and tokens/s that none over the same nodes exceeds (``inf`` where that is not known)."""
 
     partition: Partition
+    bound: float = math.inf
 
     def emit(self, task: Task, objective: str) -> Plan:
-        """The partition as a checked plan with its prediction."""
-        return finish(task, emit_plan(self.partition.routes, task), objective)
+        """The partition as a checked plan with its prediction; ``bound`` must be one of the whole cluster."""
+        made = finish(task, emit_plan(self.partition.routes, task), objective)
+        return bounded(made, self.bound)
+
+
+def bounded(made: Plan, bound: float) -> Plan:
+    """The plan with the tighter of its prediction's bound and ``bound``."""
+    predicted = made.predicted
+    if predicted is None or not math.isfinite(bound):
+        return made
+    known = predicted.upper_bound_tokens_s
+    # The evaluator rounds otherwise than the search: a bound must not fall below the plan it bounds.
+    least = max(bound, predicted.tokens_s)
+    tighter = least if known is None else min(known, least)
+    return dataclasses.replace(made, predicted=dataclasses.replace(predicted, upper_bound_tokens_s=tighter))
 
 
 def best_on_nodes(task: Task, nodes: Sequence[Node], goal: Goal) -> Found | None:
@@ -42,27 +58,44 @@ def best_on_nodes(task: Task, nodes: Sequence[Node], goal: Goal) -> Found | None
 
     A CPU worker on a route makes the whole plan compute in float32, so GPUs are also tried without the CPUs.
     """
-    found: Found | None = None
+    best: Partition | None = None
+    bound = 0.0
     for subset in computing_alike(nodes, task.options):
-        partition = _search(task, solver_for(task, subset, goal))
-        if partition is not None and (found is None or partition.value > found.partition.value):
-            found = Found(partition)
-    return found
+        found = _search(task, solver_for(task, subset, goal))
+        bound = max(bound, math.inf if found is None else found.bound)
+        if found is not None and (best is None or found.partition.value > best.value):
+            best = found.partition
+    return None if best is None else Found(best, bound)
 
 
-def _search(task: Task, solver: RouteSolver) -> Partition | None:
+def _search(task: Task, solver: RouteSolver) -> Found | None:
     devices = sum(node.count for node in solver.topology.nodes)
-    if task.engine == "exact":
-        return exact(solver)
     if task.engine == "genetic":
-        return genetic(solver, task.seed, task.deadline)
-    routes = 0 if task.quick else routes_to_solve(devices, task.time_limited)
-    partition = search(solver, task.seed, task.deadline, routes)
+        return _found(genetic(solver, task.seed, task.deadline))
+    if task.engine == "exact" and devices <= MAX_DEVICES:
+        complete = exact(solver)
+        return None if complete is None else Found(complete, _proven(solver, complete))
+    routes = 0 if task.quick else routes_to_solve(devices, task.time_limited and task.engine == "heuristic")
     if task.engine == "auto" and devices <= _AUTO_EXACT_DEVICES:
-        complete = exact(solver)  # everything that the search has solved is remembered
-        if complete is not None and (partition is None or complete.value > partition.value):
-            return complete
-    return partition
+        complete = exact(solver)
+        if complete is not None:
+            return Found(complete, _proven(solver, complete))
+    if task.quick or task.engine == "heuristic" or solver.goal == "latency":
+        return _found(search(solver, task.seed, task.deadline, routes))
+    found = combined(task, solver, routes)
+    if found is None:
+        return None
+    # A table's stages serve whatever waits as one batch, across routes: the bound on disjoint pipelines says less.
+    return Found(found[0], found[1] if task.cost_table is None else math.inf)
+
+
+def _found(partition: Partition | None) -> Found | None:
+    return None if partition is None else Found(partition)
+
+
+def _proven(solver: RouteSolver, best: Partition) -> float:
+    """Enumeration is a proof of itself; latency is not counted in tokens/s of a loaded cluster."""
+    return math.inf if solver.goal == "latency" else best.value
 
 
 def routes_to_solve(devices: int, time_limited: bool) -> int:

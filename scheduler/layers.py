@@ -139,7 +139,7 @@ def divide_for_latency(chain: Chain, layers: int, traffic: Traffic, effort: int 
 
 
 @lru_cache(maxsize=1 << 12)
-def _tokens_for(concurrency: int, traffic: Traffic) -> int:
+def tokens_for(concurrency: int, traffic: Traffic) -> int:
     """The KV room that `concurrency_for` turns into ``concurrency``."""
     needed = max(traffic.peak_tokens, concurrency * traffic.resident_tokens / KV_FILL if concurrency > 1 else 0.0)
     tokens = math.ceil(needed / traffic.page_size) * traffic.page_size
@@ -147,7 +147,7 @@ def _tokens_for(concurrency: int, traffic: Traffic) -> int:
 
 
 def _caps(chain: Chain, traffic: Traffic, concurrency: int) -> list[int]:
-    tokens = _tokens_for(concurrency, traffic)
+    tokens = tokens_for(concurrency, traffic)
     last = len(chain.profiles) - 1
     return [profile.max_layers(tokens, i == 0, i == last) for i, profile in enumerate(chain.profiles)]
 

@@ -7,9 +7,11 @@ from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions, Plan
 from hexgen.scheduler.best import best_on_nodes, goal_of, why_nothing
 from hexgen.scheduler.flow import plan_for_flow
+from hexgen.scheduler.lanes.best import best_lanes
+from hexgen.scheduler.progress import OnProgress
 from hexgen.scheduler.subsets import plan_within_price
 from hexgen.scheduler.tables.source import CostTable
-from hexgen.scheduler.task import Engine, Objective, make_task, total_price
+from hexgen.scheduler.task import Engine, Objective, Task, make_task, total_price
 from hexgen.workload import Workload
 
 
@@ -24,15 +26,17 @@ def plan(
     engine: Engine = "auto",
     options: EngineOptions | None = None,
     cost: CostTable | None = None,
+    progress: OnProgress | None = None,
 ) -> Plan:
     """The best plan found for serving ``model`` on ``cluster``, with its prediction and the cluster inline.
 
     ``workload``: given, else the cluster's own, else the built-in chat default. ``options``: how the engine will
     run it; without, chosen for the cluster. ``cost``: figures instead of the catalogue's, by
-    `hexgen.scheduler.tables.load_table`. The same input and seed give the same plan unless ``time_limit_s`` cuts
-    the search short. Raises ``SpecError`` for impossible requests, ``InfeasibleError`` where nothing fits.
+    `hexgen.scheduler.tables.load_table`. ``progress``: told how far the search is. The same input and seed give
+    the same plan unless ``time_limit_s`` cuts the search short. Raises ``SpecError`` for impossible requests,
+    ``InfeasibleError`` where nothing fits.
     """
-    task = make_task(cluster, model, workload, objective, time_limit_s, seed, engine, options, cost)
+    task = make_task(cluster, model, workload, objective, time_limit_s, seed, engine, options, cost, progress)
     cluster = task.cluster  # without nodes that no link leads to
     if objective == "maxflow":
         return plan_for_flow(task)
@@ -41,6 +45,22 @@ def plan(
     ):
         return plan_within_price(task, objective)
     found = best_on_nodes(task, cluster.nodes, goal_of(objective))
+    shared = best_lanes(task, objective) if _may_share(task, objective) else None
     if found is None:
-        raise why_nothing(task, objective)
-    return found.emit(task, objective)
+        if shared is None:
+            raise why_nothing(task, objective)
+        return shared
+    made = found.emit(task, objective)
+    return made if shared is None or _served(shared) <= _served(made) else shared
+
+
+def _may_share(task: Task, objective: Objective) -> bool:
+    """Stages that several routes share are looked for on others' figures, which count a stage's work as one batch.
+
+    Our own engine runs each route's steps by themselves, so on the catalogue's figures sharing does not pay.
+    """
+    return task.cost_table is not None and objective in ("throughput", "slo") and task.engine in ("auto", "exact")
+
+
+def _served(made: Plan) -> float:
+    return made.predicted.tokens_s if made.predicted is not None else 0.0

@@ -57,6 +57,7 @@ class RouteSolver:
         self.topology, self.cost, self.traffic, self.goal = topology, cost, traffic, goal
         self.exhaustive = exhaustive
         self.solved = 0  # routes worked out, not remembered: what a search's budget counts
+        self.found: list[Solution] = []  # routes worked out, in that order: what a packing may choose from
         self._memory: dict[object, tuple[Order, Division, float] | None] = {}
         self._links: dict[tuple[int, int, Link, bool], EdgeCost] = {}
 
@@ -72,7 +73,11 @@ class RouteSolver:
         if key not in self._memory:
             self.solved += 1
             self._memory[key] = self._solve(groups, profiles)
-        found = self._memory[key]
+            if (new := self._solution(groups, self._memory[key])) is not None:
+                self.found.append(new)
+        return self._solution(groups, self._memory[key])
+
+    def _solution(self, groups: Sequence[Group], found: tuple[Order, Division, float] | None) -> Solution | None:
         if found is None:
             return None
         order, division, value = found

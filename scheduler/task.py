@@ -13,6 +13,7 @@ from hexgen.cluster import Cluster, Node
 from hexgen.errors import SpecError
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions
+from hexgen.scheduler.progress import OnProgress
 from hexgen.scheduler.reachable import reachable
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.workload import Lengths, Workload
@@ -38,6 +39,7 @@ class Task:
     cost_table: CostTable | None = None  # figures instead of the catalogue's
     quick: bool = False  # regular partitions only, for planners that compare many sets of nodes
     unreachable: tuple[str, ...] = ()  # nodes that were asked for and are not in `cluster`: no link leads to them
+    progress: OnProgress | None = None
 
 
 def make_task(
@@ -50,14 +52,13 @@ def make_task(
     engine: str,
     options: EngineOptions | None,
     cost_table: CostTable | None = None,
+    progress: OnProgress | None = None,
 ) -> Task:
     """Check what was asked, and fill in what was not. Raises ``SpecError``."""
     if objective not in get_args(Objective):
         raise SpecError(f"unknown objective {objective!r}", remedy=f"one of {', '.join(get_args(Objective))}")
     if engine not in get_args(Engine):
         raise SpecError(f"unknown engine {engine!r}", remedy=f"one of {', '.join(get_args(Engine))}")
-    if engine == "genetic":
-        raise SpecError("the genetic engine is not part of this version", remedy="use --engine auto")
     if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s >= 0):
         raise SpecError(f"a time limit of {time_limit_s} s", remedy="give it a positive number of seconds")
     if time_limit_s == 0:

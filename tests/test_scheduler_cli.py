@@ -214,7 +214,6 @@ def test_every_objective(cluster: str, objective: str, capsys: pytest.CaptureFix
         (["--model", "no-such-model"], "no-such-model"),
         (["--model", "llama-2-70b"], "missing"),
         (["--objective", "slo"], "needs limits"),
-        (["--engine", "genetic"], "use --engine auto"),
         (["--time-limit", "-1"], "time limit"),
         (["--workload", "no-such-file.yaml"], "no-such-file.yaml"),
         (["-o", "/no/such/folder/plan.yaml"], "/no/such/folder"),

@@ -177,8 +177,6 @@ def test_budgets_of_time_and_seeds() -> None:
     assert prediction(hurried).tokens_s > 0
     with pytest.raises(SpecError, match="time limit"):
         plan(cluster, model, time_limit_s=-1)
-    with pytest.raises(SpecError, match="genetic"):
-        plan(cluster, model, engine="genetic")
 
 
 # ---- what is planned --------------------------------------------------------------------------------------------

@@ -1,0 +1,150 @@
+"""Devices as classes: equal nodes of one place are one class, so that equal machines cost no symmetry.
+
+A `GroupType` is a tensor-parallel width on a node of one class; pools (`pools`) say how many groups of each type
+one pipeline could draw on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hexgen.cluster import Link
+from hexgen.scheduler.columns.pools import Links, Pool, area_sets, crossing, joint_crossing, needs_joint
+from hexgen.scheduler.cost import CostModel, GroupShape, StageProfile
+from hexgen.scheduler.groups import Topology
+
+_MOST_SITES = 32  # classes kept apart by place; beyond that equal nodes of all places are one class (a relaxation)
+_MANY_DEVICES = 12  # of one node: beyond that only these widths, and the whole node
+_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeClass:
+    """Equal nodes. ``patterns``: each way to cut one of them into groups, as how many of each width."""
+
+    count: int  # devices of one node
+    places: tuple[int, ...]  # indices of the nodes in the topology
+    widths: tuple[int, ...]
+    patterns: tuple[tuple[int, ...], ...]  # parallel to ``widths``
+    price_usd_h: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupType:
+    """A group of ``width`` devices on a node of class ``node_class``."""
+
+    node_class: int
+    width: int
+    profile: StageProfile
+
+
+class Classes:
+    """The cluster's node classes, group types and pools."""
+
+    def __init__(self, topology: Topology, cost: CostModel) -> None:
+        self.topology = topology
+        self.cost = cost
+        keys = [self._key(place, True) for place in range(len(topology.nodes))]
+        if len(set(keys)) > _MOST_SITES:
+            keys = [self._key(place, False) for place in range(len(topology.nodes))]
+        members: dict[object, list[int]] = {}
+        for place, key in enumerate(keys):
+            members.setdefault(key, []).append(place)
+        self.nodes: tuple[NodeClass, ...] = tuple(self._node_class(tuple(places)) for places in members.values())
+        self.class_of = {place: i for i, node in enumerate(self.nodes) for place in node.places}
+        self.types: tuple[GroupType, ...] = tuple(
+            GroupType(i, width, cost.profile(self._shape(node.places[0], width)))
+            for i, node in enumerate(self.nodes)
+            for width in node.widths
+        )
+        self.index = {(t.node_class, t.width): i for i, t in enumerate(self.types)}
+        self.links = Links(cost, [t.profile for t in self.types])
+        self.pools: tuple[Pool, ...] = self._pools()
+
+    # ---- building --------------------------------------------------------------------------------------------
+
+    def _key(self, place: int, by_area: bool) -> object:
+        node = self.topology.nodes[place]
+        area = self.topology.areas[place] if by_area else None
+        return node.device, node.count, node.link, node.price_usd_h, area
+
+    def _shape(self, place: int, width: int) -> GroupShape:
+        node = self.topology.nodes[place]
+        return GroupShape((node.device,) * width, node.link)
+
+    def _node_class(self, places: tuple[int, ...]) -> NodeClass:
+        node = self.topology.nodes[places[0]]
+        widest = min(node.count, self.cost.model.heads)
+        every = range(1, widest + 1) if node.count <= _MANY_DEVICES else sorted({*_WIDTHS, widest})
+        widths = tuple(width for width in every if width <= widest)
+        patterns = _patterns(node.count, widths)
+        return NodeClass(node.count, places, widths, patterns, node.price_usd_h or 0.0)
+
+    def _pools(self) -> tuple[Pool, ...]:
+        """Single nodes of several devices, sets of areas, and (where those are too many) everything."""
+        areas: dict[str, list[int]] = {}
+        for place, area in enumerate(self.topology.areas):
+            areas.setdefault(area, []).append(place)
+        found = [
+            self._pool(node.places[:1], (0.0, 0.0, 0.0), 0)
+            for node in self.nodes
+            if node.count > 1 and len(areas[self.topology.areas[node.places[0]]]) > 1
+        ]
+        for names in area_sets(self.topology.areas):
+            firsts = [areas[name][0] for name in names]
+            places = tuple(place for name in names for place in areas[name])
+            found.append(self._pool(places, crossing(self.topology, self.links, firsts), len(names) - 1))
+        if needs_joint(self.topology.areas):
+            firsts = [places[0] for places in areas.values()]
+            everywhere = tuple(range(len(self.topology.nodes)))
+            found.append(self._pool(everywhere, joint_crossing(self.topology, self.links, firsts), 1))
+        distinct = {dataclasses.replace(pool, places=()): pool for pool in reversed(found)}
+        return tuple(reversed(distinct.values()))
+
+    def _pool(self, places: tuple[int, ...], crossing: tuple[float, float, float], crossings: int) -> Pool:
+        hops = [self.links.least(link) for link in self._hops(places)]
+        delay = min((hop.delay_s for hop in hops), default=0.0)
+        token = min((hop.token_s for hop in hops), default=0.0)
+        cycle = crossing[0] if crossings else delay
+        return Pool(places, self._available(places), crossings, cycle, crossing[1], delay, token, crossing[2])
+
+    def _hops(self, places: Sequence[int]) -> set[Link]:
+        """Links between stages of one area: inside nodes of several devices, and between its nodes."""
+        found: set[Link] = set()
+        seen: dict[str, int] = {}
+        between: set[str] = set()
+        for place in places:
+            node, area = self.topology.nodes[place], self.topology.areas[place]
+            if node.count > 1:
+                found.add(node.link)
+            if area in seen and area not in between:
+                between.add(area)
+                found.add(self.topology.link(seen[area], place))
+            seen.setdefault(area, place)
+        return found
+
+    def _available(self, places: Sequence[int]) -> tuple[int, ...]:
+        counts = [0] * len(self.nodes)
+        for place in places:
+            counts[self.class_of[place]] += 1
+        return tuple(counts[t.node_class] * (self.nodes[t.node_class].count // t.width) for t in self.types)
+
+
+@lru_cache(maxsize=256)
+def _patterns(count: int, widths: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The ways to cut ``count`` devices into groups of these widths that leave no room for one more group."""
+    found: list[tuple[int, ...]] = []
+
+    def cut(left: int, i: int, taken: tuple[int, ...]) -> None:
+        if i == 0:
+            number = left // widths[0]
+            found.append((number, *taken))
+            return
+        for number in range(left // widths[i], -1, -1):
+            cut(left - number * widths[i], i - 1, (number, *taken))
+
+    cut(count, len(widths) - 1, ())
+    return tuple(found)

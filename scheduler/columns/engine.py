@@ -1,0 +1,166 @@
+"""Column generation: from a few pipelines to the best packing, with a bound that no packing exceeds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from hexgen.scheduler.columns.classes import Classes
+from hexgen.scheduler.columns.master import Column, Relaxed, choose, relax
+from hexgen.scheduler.columns.place import place, typical
+from hexgen.scheduler.columns.pricing import Priced, Pricer
+from hexgen.scheduler.groups import Group, islands
+from hexgen.scheduler.improve import Partition, make_partition
+from hexgen.scheduler.solver import RouteSolver, Solution
+
+_CLOSE = 1.002  # a pipeline worth less than this times its price is not worth a round
+_A_ROUND = 8  # pipelines that a round adds
+_MOST_COLUMNS = 1500  # in the whole-numbered program: the best for their price
+
+Note = Callable[[float], None]  # told the bound so far
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The best packing found, and tokens/s that no packing of disjoint pipelines exceeds (``inf``: not known)."""
+
+    partition: Partition | None
+    bound: float
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """``rounds`` of pricing at most, each looking into ``looks`` boxes at most, all together working out ``work``
+    numbers at most, until ``deadline``."""
+
+    rounds: int
+    looks: int
+    work: float
+    deadline: float | None = None  # of time.monotonic()
+
+    def over(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+class _Columns:
+    """Distinct columns, in the order in which they were found."""
+
+    def __init__(self, classes: Classes, solver: RouteSolver) -> None:
+        self.classes, self.solver = classes, solver
+        self.all: list[Column] = []
+        self._seen: dict[tuple[tuple[int, int], ...], int] = {}
+        self._tried: set[tuple[tuple[int, int], ...]] = set()
+
+    def add(self, solution: Solution) -> None:
+        """Keep it if it is new, or better than the one known with the same groups."""
+        kinds = self._kinds(solution.groups)
+        if kinds is None or solution.value <= 0:
+            return
+        uses = tuple(sorted(Counter(kinds).items()))
+        self._tried.add(uses)
+        at = self._seen.get(uses)
+        if at is None:
+            self._seen[uses] = len(self.all)
+            self.all.append(Column(uses, solution.value))
+        elif solution.value > self.all[at].value:
+            self.all[at] = Column(uses, solution.value)
+
+    def known(self, types: Sequence[int]) -> bool:
+        return tuple(sorted(Counter(types).items())) in self._tried
+
+    def priced(self, found: Priced) -> None:
+        self._tried.add(tuple(sorted(Counter(found.types).items())))
+        groups = typical(self.classes, found.types, found.pool)
+        solution = self.solver.best(groups) if groups else None
+        if solution is not None:
+            self.add(solution)  # also when it was known under other groups' names
+
+    def _kinds(self, groups: Iterable[Group]) -> list[int] | None:
+        """The groups' types; None where one spans nodes, or has a width that the classes leave out."""
+        kinds: list[int] = []
+        for group in groups:
+            if len({device.rsplit("/", 1)[0] for device in group.devices}) > 1:
+                return None
+            kind = self.classes.index.get((self.classes.class_of[group.place], group.width))
+            if kind is None:
+                return None
+            kinds.append(kind)
+        return kinds
+
+
+def pack(solver: RouteSolver, effort: Effort, note: Note | None = None) -> Packed:
+    """The best packing of all pipelines that ``solver`` has worked out, and of those that pricing adds.
+
+    For throughput, or within the limits (the solver's goal ``slo``). Raises `SolverError`.
+    """
+    classes = Classes(solver.topology, solver.cost)
+    columns = _Columns(classes, solver)
+    nodes = [len(node.places) for node in classes.nodes]
+    bound, done = math.inf, 0
+    layers, limited = solver.cost.model.layers, solver.goal == "slo"
+    pricer = Pricer(
+        classes,
+        solver.traffic,
+        layers,
+        limited=limited,
+        looks=effort.looks,
+        work=effort.work,
+        deadline=effort.deadline,
+    )
+    seen = 0
+    while True:
+        for solution in solver.found[seen:]:
+            columns.add(solution)
+        seen = len(solver.found)
+        if done >= effort.rounds or effort.over() or not columns.all or pricer.work <= pricer.reserve:
+            break
+        done += 1
+        relaxed = relax(classes, columns.all, nodes)
+        factor, found = pricer.best(relaxed.prices, _CLOSE, columns.known, _A_ROUND)
+        bound = min(bound, factor * _worth(relaxed, nodes))
+        if note is not None:
+            note(bound)
+        if not found:
+            break
+        for pipeline in found:
+            columns.priced(pipeline)
+    if effort.rounds and math.isinf(bound) and columns.all:
+        relaxed = relax(classes, columns.all, nodes)
+        bound = pricer.prove(relaxed.prices) * _worth(relaxed, nodes)
+    proven = bound if _complete(classes, solver) else math.inf
+    return Packed(_packing(classes, columns.all, solver, nodes), proven, done)
+
+
+def _worth(relaxed: Relaxed, nodes: Sequence[int]) -> float:
+    """All nodes at their prices: the relaxation's value, by duality."""
+    return sum(price * number for price, number in zip(relaxed.node_prices, nodes, strict=True))
+
+
+def _complete(classes: Classes, solver: RouteSolver) -> bool:
+    """Whether the columns' space is the whole space: no groups across nodes, no widths left out."""
+    every = all(len(node.widths) == min(node.count, solver.cost.model.heads) for node in classes.nodes)
+    return every and not islands(solver.topology)
+
+
+def _packing(
+    classes: Classes, columns: Sequence[Column], solver: RouteSolver, nodes: Sequence[int]
+) -> Partition | None:
+    if not columns:
+        return None
+    if len(columns) > _MOST_COLUMNS:
+        prices = relax(classes, columns, nodes).prices
+        worth = {column: column.value / sum(prices[t] * n for t, n in column.uses) for column in columns}
+        columns = sorted(columns, key=lambda column: -worth[column])[:_MOST_COLUMNS]
+    pipelines, spare = place(classes, columns, choose(classes, columns, nodes))
+    routes: list[Solution] = []
+    for groups in pipelines:
+        solution = solver.best(groups)
+        if solution is None:
+            spare.extend(groups)
+        else:
+            routes.append(solution)
+    return make_partition(solver, routes, spare) if routes else None

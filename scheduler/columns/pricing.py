@@ -1,0 +1,394 @@
+"""Pricing: for given prices of groups, the pipeline that serves most for its price, or the proof that none does.
+
+What is sought is the largest ratio of value to price, lambda. Prices multiplied by lambda are feasible for the
+dual of the packing program, so lambda x (master's value) bounds every packing (Farley 1990, column generation).
+
+A pipeline of d stages with B sequences on it serves V(d, B) / cycle. For fixed (d, B) a group whose step may take
+a cycle's time holds so many layers, and the cheapest pipeline with that cycle is a knapsack: exactly d groups, all
+layers, least price. Its relaxation (`relaxed`) filters; what passes goes through the dynamic program (`knapsack`).
+Ranges of B are bounded together and split while they could matter. What is left out of a bound (the first stage's
+embedding, links slower than the fastest of their kind) is left out in the pipelines' favour.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from hexgen.scheduler.columns.classes import Classes
+from hexgen.scheduler.columns.knapsack import Kind, cheapest
+from hexgen.scheduler.columns.loads import Load, layers_within, make_load
+from hexgen.scheduler.columns.pools import Pool
+from hexgen.scheduler.columns.relaxed import LEAST_PRICE, Knapsacks, least_price
+from hexgen.scheduler.columns.small import MOST_STAGES, cheapest_few
+from hexgen.scheduler.traffic import Traffic
+
+Floats = npt.NDArray[np.float64]
+
+_BOX_RATIO = 1.5  # of the numbers of sequences that are first bounded together
+_CYCLES = (24, 48)  # cycle times looked at in one box: at first, and again where it could matter
+_LIKELY = 48  # boxes looked into first
+_SAME = 1e-9
+_RESERVE = 0.5
+_TRIES = 3
+_TRIES = 3  # knapsacks of one pool, where any pipeline will do
+_THOROUGH = 4  # times the work of a first look
+_KNAPSACK = 20_000  # numbers of an exact knapsack, about
+_FINE_RATIO = 1.008  # of cycle times that are told apart
+_NARROW = 1.012  # of numbers of sequences that are not told apart
+_PATIENCE = 60  # looks after which what was found will do
+_FOREVER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """A pipeline as pricing sees it: groups of each type, and value over price (at least what it really has)."""
+
+    types: tuple[int, ...]
+    pool: Pool
+    ratio: float
+
+
+@dataclass(slots=True)
+class _Box:
+    """Pipelines of ``depth`` stages with ``low`` to ``high`` sequences. ``level``: how closely it was seen."""
+
+    depth: int
+    low: int
+    high: int
+    bound: float = 0.0
+    level: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Cycles:
+    """Intervals of the cycle time, [start, end): no group holds more layers than within ``held`` seconds."""
+
+    start: Floats
+    end: Floats
+    held: Floats
+
+
+class Pricer:
+    """Prices pipelines over one cluster's classes; what does not depend on prices is remembered."""
+
+    def __init__(
+        self,
+        classes: Classes,
+        traffic: Traffic,
+        layers: int,
+        *,
+        limited: bool,
+        looks: int,
+        work: float,
+        deadline: float | None,
+    ) -> None:
+        self.classes, self.traffic, self.layers, self.limited = classes, traffic, layers, limited
+        self.looks = looks  # that one search takes at most; after them the bound is what is left
+        self.work = work  # numbers that all searches together may work out
+        self.reserve = work * _RESERVE  # of them for the proof
+        self.deadline = deadline  # of time.monotonic()
+        self._loads: dict[tuple[int, int, int], Load | None] = {}
+        self._kinds = {pool: _kinds(classes, pool) for pool in classes.pools}
+        self._everything = _everything(classes.pools)
+        self._member = _member(classes)
+        self._devices = {pool: _devices(classes, pool) for pool in (*classes.pools, self._everything)}
+        self.boxes = self._first_boxes() if work > 0 else []
+
+    def best(
+        self, prices: Sequence[float], floor: float, known: Callable[[tuple[int, ...]], bool], wanted: int
+    ) -> tuple[float, list[Priced]]:
+        """A bound on every pipeline's value over price, and pipelines above it that are not ``known``, best first.
+
+        ``prices``: of one group of each type. ``floor``: smaller ratios need not be told apart. ``wanted``: so
+        many pipelines will do, looked for first where the last prices found the best; the bound is then infinite.
+        """
+        cost = np.maximum(np.asarray(prices, dtype=np.float64), LEAST_PRICE)
+        likely = sorted(self.boxes, key=lambda box: -box.bound)[:_LIKELY]
+        if likely and likely[0].bound > 0:
+            found = self._search(likely, cost, floor, known, wanted)[1]
+            if found:
+                return math.inf, found
+        return self._search(self.boxes, cost, floor, known, wanted)
+
+    def prove(self, prices: Sequence[float]) -> float:
+        """A bound on every pipeline's value over price, as close as the work that is left allows."""
+        cost = np.maximum(np.asarray(prices, dtype=np.float64), LEAST_PRICE)
+        return self._search(self.boxes, cost, 1.0, lambda types: True, None)[0]
+
+    def _search(
+        self,
+        boxes: Sequence[_Box],
+        cost: Floats,
+        floor: float,
+        known: Callable[[tuple[int, ...]], bool],
+        wanted: int | None,
+    ) -> tuple[float, list[Priced]]:
+        """Best first: boxes are looked at more closely, then split, while their bound exceeds ``floor``."""
+        heap: list[tuple[float, int, _Box]] = []
+        for i, box in enumerate(boxes):
+            box.bound, box.level = self._bound(box, cost, 0), 0
+            if wanted is not None and self._spent(self.reserve):
+                return math.inf, []
+            if box.bound > floor:
+                heap.append((-box.bound, i, box))
+        heapq.heapify(heap)
+        count, looks = len(boxes), 0
+        found: dict[tuple[int, ...], Priced] = {}
+        while heap and -heap[0][0] > floor * (1 + _SAME):
+            _, _, box = heapq.heappop(heap)
+            count += 1
+            if box.level == 0:
+                box.bound, box.level = min(box.bound, self._bound(box, cost, 1, floor)), 1
+                heapq.heappush(heap, (-box.bound, count, box))
+            elif self._worth_splitting(box):
+                middle = (box.low + box.high) // 2
+                for low, high in ((box.low, middle), (middle + 1, box.high)):
+                    half = _Box(box.depth, low, high, box.bound)
+                    half.bound = min(box.bound, self._bound(half, cost, 0))
+                    count += 1
+                    heapq.heappush(heap, (-half.bound, count, half))
+            else:
+                priced = self._exact(box, cost, floor, _TRIES if wanted is not None else None)
+                if priced is not None and known(priced.types):
+                    # Its true value is in the program already; what is left of its ratio is optimism.
+                    floor = max(floor, priced.ratio)
+                elif priced is not None:
+                    found.setdefault(tuple(sorted(priced.types)), priced)
+            looks += 1
+            if wanted is not None and (len(found) >= wanted or (found and looks > _PATIENCE)):
+                return math.inf, sorted(found.values(), key=lambda p: -p.ratio)
+            spent = self._spent(0.0 if wanted is None else self.reserve)
+            if (looks > self.looks or spent) and heap:
+                floor = max(floor, -heap[0][0])
+                break
+        ratios = [p.ratio for p in found.values()]
+        return max([floor, *ratios]), sorted(found.values(), key=lambda p: -p.ratio)
+
+    def _worth_splitting(self, box: _Box) -> bool:
+        load = self._load(box.depth, box.low, box.high)
+        return load is not None and not load.exact and box.high > box.low * _NARROW
+
+    def _spent(self, reserve: float) -> bool:
+        return self.work <= reserve or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+    # ---- boxes -----------------------------------------------------------------------------------------------
+
+    def _first_boxes(self) -> list[_Box]:
+        most = self.traffic.max_sequences
+        edges = [1]
+        while edges[-1] <= most:
+            edges.append(min(most + 1, max(edges[-1] + 1, int(edges[-1] * _BOX_RATIO))))
+        groups = sum(node.count * len(node.places) for node in self.classes.nodes)
+        boxes: list[_Box] = []
+        for depth in range(1, min(groups, self.layers) + 1):
+            for low, high in pairwise(edges):
+                if self._load(depth, low, high - 1) is None:
+                    break  # more sequences need more memory still
+                boxes.append(_Box(depth, low, high - 1))
+        return boxes
+
+    def _load(self, depth: int, low: int, high: int) -> Load | None:
+        key = (depth, low, high)
+        if key not in self._loads:
+            self._loads[key] = make_load(
+                self.classes, self.traffic, self.layers, depth, low, high, limited=self.limited
+            )
+        return self._loads[key]
+
+    def _allowed(self, load: Load, cycles: Floats) -> npt.NDArray[np.bool_]:
+        """Cycles that the workload's limits allow, as far as they follow from the cycle alone."""
+        allowed = np.ones(len(cycles), dtype=bool)
+        slo = self.traffic.slo
+        if self.limited and slo.tpot_s is not None:
+            allowed &= load.in_flight * cycles <= slo.tpot_s * (1 + _SAME)
+        if self.limited and slo.latency_s is not None:
+            allowed &= self.traffic.decodes * load.in_flight * cycles <= slo.latency_s
+        return allowed
+
+    # ---- bounds ----------------------------------------------------------------------------------------------
+
+    def _bound(self, box: _Box, cost: Floats, level: int, floor: float = 1.0) -> float:
+        load = self._load(box.depth, box.low, box.high)
+        if load is None:
+            return 0.0
+        if box.depth == 1:
+            return self._single(load, cost)[0]
+        cycles = self._cycles(load, _CYCLES[level])
+        pools = self.classes.pools if level else (self._everything,)
+        ratios = [self._ratios(box.depth, load, cycles, cost, pool, bool(level), floor) for pool in pools]
+        return max(float(ratio.max(initial=0.0)) for ratio in ratios)
+
+    def _single(self, load: Load, cost: Floats) -> tuple[float, int]:
+        """One stage for everything: nothing to pack."""
+        ratios = np.where(self._allowed(load, load.only), load.value / load.only / cost, 0.0)
+        best = int(ratios.argmax())
+        return float(ratios[best]), best
+
+    def _cycles(self, load: Load, most: int | None) -> _Cycles:
+        """Intervals between times at which some group holds a layer more; thinned out beyond ``most``."""
+        every = np.unique(load.middle[np.isfinite(load.middle)])
+        if most is None:
+            every = np.unique(np.concatenate((every, np.geomspace(every[0], every[-1], _grid(every)))))
+        starts = every
+        if most is not None and len(every) > most:
+            starts = every[np.unique(np.linspace(0, len(every) - 1, most).astype(int))]
+        ends = np.append(starts[1:], np.inf)
+        held = starts if len(starts) == len(every) else np.append(np.nextafter(ends[:-1], 0), every[-1])
+        allowed = self._allowed(load, starts)
+        return _Cycles(starts[allowed], ends[allowed], held[allowed])
+
+    def _ratios(
+        self,
+        depth: int,
+        load: Load,
+        cycles: _Cycles,
+        cost: Floats,
+        pool: Pool,
+        thorough: bool,
+        floor: float,
+    ) -> Floats:
+        """[cycles]: a bound on value over price, for pipelines of this pool whose cycle is in the interval."""
+        self.work -= len(cost) * len(cycles.start) * (_THOROUGH if thorough else 1)
+        available = np.minimum(np.array(pool.available, dtype=np.float64), depth)
+        travel = pool.travel_s(depth, load.tokens)
+        shortest = np.maximum(cycles.start, max(pool.link_s(depth, load.tokens), travel / load.in_flight))
+        inside = shortest <= cycles.end
+        ratios = np.zeros(len(shortest))
+        if not inside.any():
+            return ratios
+        # The round trip may take until the interval's end.
+        knapsacks = Knapsacks(
+            layers_within(load.middle, cycles.held[inside]),
+            cost,
+            available,
+            depth,
+            self.layers,
+            np.where(np.isfinite(load.middle[:, 1]), load.middle[:, 1], 0.0),
+            load.slope_s,
+            load.in_flight * np.minimum(cycles.end[inside], _FOREVER_S) - travel,
+            self._member,
+            self._devices[pool],
+            load.value / shortest[inside] / floor,
+        )
+        ratios[inside] = load.value / shortest[inside] / least_price(knapsacks, thorough=thorough)
+        return ratios
+
+    # ---- the exact knapsack ----------------------------------------------------------------------------------
+
+    def _exact(self, box: _Box, cost: Floats, floor: float, tries: int | None) -> Priced | None:
+        """The best whole pipeline of the box, above ``floor``; ``tries``: knapsacks a pool, where any will do."""
+        load = self._load(box.depth, box.low, box.high)
+        if load is None:
+            return None
+        if box.depth == 1:
+            ratio, best_type = self._single(load, cost)
+            pool = next(p for p in self.classes.pools if p.available[best_type] > 0)
+            return Priced((best_type,), pool, ratio) if ratio > floor else None
+        cycles = self._cycles(load, None)
+        best: Priced | None = None
+        for pool in self.classes.pools:
+            # Loosely over all cycles first, then closely over those that could matter.
+            loose = self._ratios(box.depth, load, cycles, cost, pool, False, floor)
+            rows = np.flatnonzero(loose > floor * (1 + _SAME))
+            part = _Cycles(cycles.start[rows], cycles.end[rows], cycles.held[rows])
+            ratios = np.minimum(loose[rows], self._ratios(box.depth, load, part, cost, pool, True, floor))
+            found = self._packed(box.depth, load, part, ratios, cost, pool, floor, tries)
+            if found is not None:
+                floor, best = found.ratio, found
+        return best
+
+    def _packed(
+        self,
+        depth: int,
+        load: Load,
+        cycles: _Cycles,
+        ratios: Floats,
+        cost: Floats,
+        pool: Pool,
+        floor: float,
+        tries: int | None,
+    ) -> Priced | None:
+        """The best whole pipeline of one pool. The least price never rises with the cycle, so one answer bounds
+        all shorter cycles: the middle one of those that could still matter is asked next."""
+        left = np.flatnonzero(ratios > floor * (1 + _SAME))
+        if len(left) == 0:
+            return None
+        held = [layers_within(row, cycles.held[left]) for row in (load.middle, load.first, load.last)]
+        holds = np.array(held).astype(np.int64)
+        kinds, at, bounds = self._kinds[pool], load.value / cycles.start[left], ratios[left].copy()
+        if depth <= MOST_STAGES:
+            prices, types = cheapest_few(holds, cost, kinds, depth, self.layers)
+            exact = np.minimum(bounds, at / prices)
+            top = int(exact.argmax())
+            return Priced(types[top], pool, float(exact[top])) if exact[top] > floor else None
+        best: Priced | None = None
+        # Cycles between two breakpoints hold the same layers: the shortest of them is the best.
+        new = np.append(True, (holds[:, :, 1:] != holds[:, :, :-1]).any(axis=(0, 1)))
+        first = np.maximum.accumulate(np.where(new, np.arange(len(left)), 0))
+        open_ = [int(i) for i in np.flatnonzero(new)]
+        peak = {i: float(bounds[first == i].max()) for i in open_}
+        while open_ and (tries is None or tries > 0):
+            i = (
+                open_.pop(len(open_) // 2)
+                if tries is None
+                else open_.pop(open_.index(max(open_, key=peak.__getitem__)))
+            )
+            tries = None if tries is None else tries - 1
+            self.work -= _KNAPSACK
+            most = float(at[i]) / floor
+            found = cheapest(holds[:, :, i], cost, kinds, depth, self.layers, most)
+            price = most if found is None else found[0]
+            # Longer cycles of the same layers leave more of the round trip, and may be worth more.
+            ratio = float(np.minimum(bounds, at / price)[first == i].max())
+            if found is not None and ratio > floor:
+                floor, best = ratio, Priced(found[1], pool, ratio)
+            for j in open_:
+                if j < i:
+                    peak[j] = min(peak[j], float(at[j]) / price)
+            open_ = [j for j in open_ if peak[j] > floor * (1 + _SAME)]
+        return best
+
+
+def _kinds(classes: Classes, pool: Pool) -> list[Kind]:
+    devices = _devices(classes, pool)
+    return [
+        Kind(t.node_class, t.width, available, int(devices[t.node_class]))
+        for t, available in zip(classes.types, pool.available, strict=True)
+    ]
+
+
+def _member(classes: Classes) -> Floats:
+    """Devices of each class that a group of each type takes: [classes, types]."""
+    found = np.zeros((len(classes.nodes), len(classes.types)))
+    for i, group in enumerate(classes.types):
+        found[group.node_class, i] = group.width
+    return found
+
+
+def _devices(classes: Classes, pool: Pool) -> Floats:
+    """Devices of each class in the pool; at least one, so that they can be divided by: [classes]."""
+    found = np.zeros(len(classes.nodes))
+    for i in range(len(classes.nodes)):
+        whole = [a * t.width for t, a in zip(classes.types, pool.available, strict=True) if t.node_class == i]
+        found[i] = max(whole)
+    return np.maximum(found, 1.0)
+
+
+def _grid(times: Floats) -> int:
+    """Points between breakpoints: the round trip may bind anywhere."""
+    return 2 + int(math.log(times[-1] / times[0]) / math.log(_FINE_RATIO))
+
+
+def _everything(pools: Sequence[Pool]) -> Pool:
+    """One pool that no pipeline does better in: all devices, the least of every figure."""
+    available = tuple(max(p.available[t] for p in pools) for t in range(len(pools[0].available)))
+    hop = min(pool.hop_delay_s for pool in pools), min(pool.hop_token_s for pool in pools)
+    return Pool((), available, 0, min(pool.cycle_delay_s for pool in pools), 0.0, *hop, 0.0)

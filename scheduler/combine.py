@@ -1,0 +1,82 @@
+"""How the engines work together: local search proposes pipelines, packing chooses among all that were ever seen,
+prices from packing lead to pipelines that nobody has seen, and local search goes on from what was chosen."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import replace
+
+from hexgen.scheduler.columns import Effort, SolverError, pack
+from hexgen.scheduler.genetic import genetic
+from hexgen.scheduler.improve import Budget, Partition, improve
+from hexgen.scheduler.progress import Progress
+from hexgen.scheduler.search import search
+from hexgen.scheduler.solver import RouteSolver
+from hexgen.scheduler.task import Task
+
+_GAIN = 1e-6  # relative: less is rounding
+_TURNS = 4  # of packing and improving, while they gain
+_ROUTES = 300  # that improving may work out in one turn
+_USUAL = Effort(rounds=30, looks=500, work=1e7)
+_PROOF = Effort(rounds=300, looks=20_000, work=4e9)
+_PACK_ONLY = Effort(rounds=0, looks=0, work=0.0)
+_MANY_DEVICES = 160  # beyond this many, pricing only where time was given for it
+_FOR_LOCAL_SEARCH = 0.4  # of the time that is left, at most; the rest is for packing and its proof
+_GENES = (40, 40)  # population and generations
+_GENES_DEVICES = 64
+
+
+def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, float] | None:
+    """The best partition, and a bound on all (``inf`` where none was proven); None where nothing fits.
+
+    ``routes``: that local search may work out at first.
+    """
+    started = time.monotonic()
+    first = search(solver, task.seed, _share_of(task.deadline, started), routes)
+    if first is None:
+        return None
+    devices = sum(node.count for node in solver.topology.nodes)
+    if devices <= _GENES_DEVICES:
+        population, generations = _GENES
+        late = _share_of(task.deadline, time.monotonic())
+        bred = genetic(solver, task.seed, late, population=population, generations=generations)
+        first = max((p for p in (first, bred) if p is not None), key=lambda p: p.value)
+    best, bound = first, math.inf
+
+    def tell(proven: float, phase: str) -> None:
+        if task.progress is not None:
+            known = None if math.isinf(proven) else proven
+            task.progress(Progress(best.value, known, time.monotonic() - started, phase))
+
+    effort = _effort(task, devices)
+    try:
+        for turn in range(_TURNS):
+            tell(bound, "packing")
+            found = pack(solver, effort if turn == 0 else _PACK_ONLY, lambda proven: tell(proven, "proving"))
+            bound = min(bound, found.bound)
+            before = best.value
+            if found.partition is not None and found.partition.value > best.value:
+                best = found.partition
+            if best.value >= bound * (1 - _GAIN):
+                break
+            budget = Budget(solver, solver.solved + _ROUTES, task.deadline)
+            best = improve(solver, best, random.Random(task.seed + turn), budget)
+            late_now = task.deadline is not None and time.monotonic() >= task.deadline
+            if late_now or best.value <= before * (1 + _GAIN):
+                break
+    except SolverError:
+        pass  # said once where it was noticed; what local search found stands
+    tell(bound, "done")
+    return best, bound
+
+
+def _share_of(deadline: float | None, now: float) -> float | None:
+    return None if deadline is None else now + (deadline - now) * _FOR_LOCAL_SEARCH
+
+
+def _effort(task: Task, devices: int) -> Effort:
+    if task.engine == "exact" or task.time_limited:
+        return replace(_PROOF, deadline=task.deadline)
+    return _USUAL if devices <= _MANY_DEVICES else _PACK_ONLY
