@@ -10,7 +10,7 @@ from hexgen.cluster import Node
 from hexgen.errors import InfeasibleError
 from hexgen.memory import plan_dtype
 from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
-from hexgen.scheduler.combine import combined
+from hexgen.scheduler.combine import combined, heuristic
 from hexgen.scheduler.cost import CostModel
 from hexgen.scheduler.evaluate import predict
 from hexgen.scheduler.exact import MAX_DEVICES, exact
@@ -18,7 +18,6 @@ from hexgen.scheduler.genetic import genetic
 from hexgen.scheduler.groups import Topology
 from hexgen.scheduler.improve import Partition
 from hexgen.scheduler.infeasible import infeasible
-from hexgen.scheduler.search import search
 from hexgen.scheduler.solver import Goal, RouteSolver, Solution
 from hexgen.scheduler.task import Objective, Task
 from hexgen.scheduler.traffic import traffic_of
@@ -81,7 +80,7 @@ def _search(task: Task, solver: RouteSolver) -> Found | None:
         if complete is not None:
             return Found(complete, _proven(solver, complete))
     if task.quick or task.engine == "heuristic" or solver.goal == "latency":
-        return _found(search(solver, task.seed, task.deadline, routes))
+        return _found(heuristic(task, solver, routes))
     found = combined(task, solver, routes)
     if found is None:
         return None

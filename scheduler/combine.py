@@ -10,8 +10,10 @@ from dataclasses import replace
 
 from hexgen.scheduler.columns import Effort, SolverError, pack
 from hexgen.scheduler.genetic import genetic
+from hexgen.scheduler.groups import Topology
 from hexgen.scheduler.improve import Budget, Partition, improve
 from hexgen.scheduler.progress import Progress
+from hexgen.scheduler.regions import Places, region_by_region, several
 from hexgen.scheduler.search import search
 from hexgen.scheduler.solver import RouteSolver
 from hexgen.scheduler.task import Task
@@ -25,7 +27,20 @@ _PACK_ONLY = Effort(rounds=0, looks=0, work=0.0)
 _MANY_DEVICES = 160  # beyond this many, pricing only where time was given for it
 _FOR_LOCAL_SEARCH = 0.4  # of the time that is left, at most; the rest is for packing and its proof
 _GENES = (40, 40)  # population and generations
-_GENES_DEVICES = 64
+_GENES_DEVICES = 32  # the most, unless time was given
+_WHOLE_DEVICES = 96  # up to this many, local search looks at all of them together
+
+
+def heuristic(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
+    """Local search alone; region by region where there are many devices. ``routes``: that it may work out."""
+    if solver.goal == "latency" or not several(solver.topology, _WHOLE_DEVICES):
+        return search(solver, task.seed, task.deadline, routes)
+
+    def plan_part(places: Places) -> Partition | None:
+        part = _part(solver, places)
+        return search(part, task.seed, task.deadline, routes)
+
+    return region_by_region(solver, plan_part)
 
 
 def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, float] | None:
@@ -33,16 +48,13 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
 
     ``routes``: that local search may work out at first.
     """
+    if several(solver.topology, _MANY_DEVICES):
+        return _by_regions(task, solver, routes)
     started = time.monotonic()
-    first = search(solver, task.seed, _share_of(task.deadline, started), routes)
+    first = _proposed(task, solver, routes)
     if first is None:
         return None
     devices = sum(node.count for node in solver.topology.nodes)
-    if devices <= _GENES_DEVICES:
-        population, generations = _GENES
-        late = _share_of(task.deadline, time.monotonic())
-        bred = genetic(solver, task.seed, late, population=population, generations=generations)
-        first = max((p for p in (first, bred) if p is not None), key=lambda p: p.value)
     best, bound = first, math.inf
 
     def tell(proven: float, phase: str) -> None:
@@ -70,6 +82,45 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
         pass  # said once where it was noticed; what local search found stands
     tell(bound, "done")
     return best, bound
+
+
+def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
+    """What local search finds, or the published genetic search: both leave all they saw to packing."""
+    first = search(solver, task.seed, _share_of(task.deadline, time.monotonic()), routes)
+    devices = sum(node.count for node in solver.topology.nodes)
+    if first is None or (devices > _GENES_DEVICES and not task.time_limited):
+        return first
+    population, generations = _GENES
+    late = _share_of(task.deadline, time.monotonic())
+    bred = genetic(solver, task.seed, late, population=population, generations=generations)
+    return bred if bred is not None and bred.value > first.value else first
+
+
+def _by_regions(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, float] | None:
+    """Each kind of region by itself; the bound is one on the whole."""
+    inside = replace(task, deadline=_share_of(task.deadline, time.monotonic()))
+
+    def plan_part(places: Places) -> Partition | None:
+        found = (
+            combined(inside, _part(solver, places), routes) if len(places) < len(solver.topology.nodes) else None
+        )
+        return found[0] if found is not None else None
+
+    best = region_by_region(solver, plan_part) or search(solver, task.seed, task.deadline, 0)
+    if best is None:
+        return None
+    if not task.time_limited:
+        return best, math.inf
+    solver.found.extend(dict.fromkeys(best.routes))
+    try:
+        return best, pack(solver, replace(_PROOF, deadline=task.deadline), whole=False).bound
+    except SolverError:
+        return best, math.inf
+
+
+def _part(solver: RouteSolver, places: Places) -> RouteSolver:
+    topology = Topology(solver.topology.cluster, [solver.topology.nodes[place] for place in places])
+    return RouteSolver(topology, solver.cost, solver.traffic, solver.goal, exhaustive=solver.exhaustive)
 
 
 def _share_of(deadline: float | None, now: float) -> float | None:

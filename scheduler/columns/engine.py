@@ -92,10 +92,11 @@ class _Columns:
         return kinds
 
 
-def pack(solver: RouteSolver, effort: Effort, note: Note | None = None) -> Packed:
+def pack(solver: RouteSolver, effort: Effort, note: Note | None = None, *, whole: bool = True) -> Packed:
     """The best packing of all pipelines that ``solver`` has worked out, and of those that pricing adds.
 
-    For throughput, or within the limits (the solver's goal ``slo``). Raises `SolverError`.
+    For throughput, or within the limits (the solver's goal ``slo``). ``whole``: False for the bound alone.
+    Raises `SolverError`.
     """
     classes = Classes(solver.topology, solver.cost)
     columns = _Columns(classes, solver)
@@ -132,7 +133,8 @@ def pack(solver: RouteSolver, effort: Effort, note: Note | None = None) -> Packe
         relaxed = relax(classes, columns.all, nodes)
         bound = pricer.prove(relaxed.prices) * _worth(relaxed, nodes)
     proven = bound if _complete(classes, solver) else math.inf
-    return Packed(_packing(classes, columns.all, solver, nodes), proven, done)
+    packing = _packing(classes, columns.all, solver, nodes) if whole else None
+    return Packed(packing, proven, done)
 
 
 def _worth(relaxed: Relaxed, nodes: Sequence[int]) -> float:
