@@ -136,6 +136,8 @@ def _prediction_text(predicted: Prediction) -> str:
         f"one request alone {predicted.single_tokens_s:,.1f} tokens/s",
         f"bottleneck: {predicted.bottleneck}",
     ]
+    if predicted.max_flow_tokens_s:
+        lines.append(max_flow_text(predicted.max_flow_tokens_s, predicted.max_flow_bound_tokens_s))
     if predicted.upper_bound_tokens_s:
         lines.append(bound_text(predicted, predicted.upper_bound_tokens_s))
     if predicted.source:
@@ -146,10 +148,19 @@ def _prediction_text(predicted: Prediction) -> str:
     return "\n".join(lines)
 
 
+def max_flow_text(flow_tokens_s: float, bound_tokens_s: float | None) -> str:
+    """The figure that the objective ``maxflow`` maximises: prompts count too, KV room does not."""
+    text = f"max-flow: {flow_tokens_s:,.1f} tokens/s, prompt and output together"
+    if bound_tokens_s:
+        gap = max(0.0, 1 - flow_tokens_s / bound_tokens_s)
+        text += f", within {gap:.1%} of the best possible {bound_tokens_s:,.1f} (proven)"
+    return text
+
+
 def bound_text(predicted: Prediction, bound_tokens_s: float) -> str:
     """How far from the best possible, at most; for objectives that do not count tokens/s only the bound itself."""
     proven = f"no plan serves more than {bound_tokens_s:,.1f} tokens/s (proven)"
-    if predicted.objective in ("latency", "cost"):
+    if predicted.objective in ("latency", "cost", "maxflow"):
         return f"bound: {proven}"
     gap = max(0.0, 1 - predicted.tokens_s / bound_tokens_s)
     return f"within {gap:.1%} of the best possible: {proven}"
