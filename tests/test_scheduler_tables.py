@@ -22,6 +22,7 @@ from hexgen.model import load_model
 from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage, parse_plan, plan_to_dict
 from hexgen.scheduler import evaluate, plan
 from hexgen.scheduler.cost import CostModel, GroupShape
+from hexgen.scheduler.simulation import requests_of, simulate
 from hexgen.scheduler.tables import CostTable, load_table
 from hexgen.scheduler.tables.measured import Grid
 from hexgen.scheduler.tables.source import find_type
@@ -204,6 +205,20 @@ def test_measured_times_are_used_where_there_are_any(tmp_path: Path) -> None:
     made = plan(cluster, model, WORKLOAD, options=engine, cost=table)
     assert made.predicted is not None
     assert "measured table" in (made.predicted.source or "")
+
+
+def test_the_simulator_charges_prompts_and_decodes_what_was_measured_for_each(tmp_path: Path) -> None:
+    model, engine = tiny_model(), EngineOptions(dtype="float16")
+    t4 = device_type("cuda", 50, 1.0, "T4")
+    cluster = cluster_of((t4, 1))
+    table = load_table(written(MEASURED, tmp_path))
+    made = plan(cluster, model, WORKLOAD, options=engine, cost=table)
+    assert made.predicted is not None
+    alone = simulate(made, cluster, model, requests_of(WORKLOAD, 1), cost_table=table)
+    prompt_s = 4 * (0.002 + 0.002 * 20.5 / 100)  # four layers, halfway between the table's corners
+    assert prompt_s < alone.ttft_s[0] < 1.05 * prompt_s  # and little else
+    # Steps of decodes are taken linear in cells of contexts, and the table begins inside the first.
+    assert 24 / alone.latency_s[0] == pytest.approx(made.predicted.single_tokens_s, rel=0.02)
 
 
 def test_measured_kv_room_and_the_newest_entry_count(tmp_path: Path) -> None:

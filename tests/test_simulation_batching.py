@@ -89,6 +89,32 @@ class Lockstep:
         assert self.real.in_flight == len(self.counted.in_flight)
 
 
+def test_prompts_are_told_from_decodes() -> None:
+    """What stages are charged for; a prompt's lone last token is a decode to them."""
+    batcher = CountedBatcher(BatchLimits(200, 16, 512, 16, 1000, depth=1, prefix_cache=False))
+    for prompt in (10, 20):
+        batcher.add(prompt, 5, 0)
+    first = batcher.next_step()
+    assert first is not None
+    load = first.load
+    assert (load.tokens, load.prefill_tokens, load.prefill_sequences) == (30, 30, 2)
+    assert load.prefill_attended == load.attended == 55 + 210
+    batcher.complete()
+    batcher.add(40, 5, 0)
+    second = batcher.next_step()
+    assert second is not None
+    load = second.load
+    assert (load.tokens, load.sequences, load.samples) == (42, 3, 3)
+    assert (load.prefill_tokens, load.prefill_attended, load.prefill_kv_read) == (40, 820, 40)
+    assert (load.prefill_sequences, load.attended - load.prefill_attended) == (1, 11 + 21)
+    batcher.complete()
+    batcher.add(1, 5, 0)
+    third = batcher.next_step()
+    assert third is not None
+    assert third.plain
+    assert third.load.prefill_tokens == 0
+
+
 def _parts(step: CountedStep) -> Seen:
     return [(state.number, *rest) for state, *rest in step.parts]  # type: ignore[misc]
 

@@ -158,8 +158,8 @@ class CountedStep:
     """
 
     __slots__ = (
-        "kv_read", "last_s", "left", "number", "parts", "plain", "repeats", "residues", "rounds", "sampled",
-        "seconds", "seen", "segments", "tokens",
+        "kv_read", "last_s", "left", "number", "parts", "plain", "prompts", "repeats", "residues", "rounds",
+        "sampled", "seconds", "seen", "segments", "tokens",
     )  # fmt: skip
 
     def __init__(self, number: int, parts: list[Part], windows: Windows) -> None:
@@ -172,6 +172,10 @@ class CountedStep:
         self.last_s = 0.0  # when it last came back, or was formed
         self.seconds: list[float] = []  # on each stage of the route
         seen = read = 0.0
+        # Of them, what longer segments bring: tokens, positions seen, KV read, sequences. A prompt's lone last
+        # token is a decode to a stage.
+        chunk_tokens = chunks = 0
+        chunk_seen = chunk_read = 0.0
         for state, start, end, samples, _ in parts:
             self.tokens += end - start
             if samples:
@@ -181,9 +185,12 @@ class CountedStep:
                 seen += context
                 read += context
             else:
-                seen += _attended(start, end, windows)
-                read += end if not windows else _windowed(end, windows)
-        self.seen, self.kv_read = seen, read
+                chunk_tokens += end - start
+                chunks += 1
+                chunk_seen += _attended(start, end, windows)
+                chunk_read += end if not windows else _windowed(end, windows)
+        self.seen, self.kv_read = seen + chunk_seen, read + chunk_read
+        self.prompts = (float(chunk_tokens), chunk_seen, chunk_read, float(chunks))
         # One token of each sequence: its cost is that of decodes, also where one is a prompt's last.
         self.plain = self.tokens == len(self.sampled) == len(parts) > 0
         self.repeats = False
@@ -193,7 +200,12 @@ class CountedStep:
     @property
     def load(self) -> StepLoad:
         return StepLoad(
-            float(self.tokens), self.seen, self.kv_read, float(self.segments), float(len(self.sampled))
+            float(self.tokens),
+            self.seen,
+            self.kv_read,
+            float(self.segments),
+            float(len(self.sampled)),
+            *self.prompts,
         )
 
 
