@@ -21,13 +21,13 @@ from hexgen.scheduler.task import Task
 _GAIN = 1e-6  # relative: less is rounding
 _TURNS = 4  # of packing and improving, while they gain
 _ROUTES = 300  # that improving may work out in one turn
-_USUAL = Effort(rounds=30, looks=500, work=1e7)
+_USUAL = Effort(rounds=30, looks=500, work=5e6)
 _PROOF = Effort(rounds=300, looks=20_000, work=4e9)
 _PACK_ONLY = Effort(rounds=0, looks=0, work=0.0)
 _MANY_DEVICES = 160  # beyond this many, pricing only where time was given for it
 _FOR_LOCAL_SEARCH = 0.4  # of the time that is left, at most; the rest is for packing and its proof
-_GENES = (40, 40)  # population and generations
-_GENES_DEVICES = 32  # the most, unless time was given
+_GENES, _MORE_GENES = (20, 20), (60, 60)  # population and generations: usually, and where time was given
+_GENES_DEVICES = 24  # the most, unless time was given
 _WHOLE_DEVICES = 96  # up to this many, local search looks at all of them together
 
 
@@ -90,7 +90,7 @@ def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     devices = sum(node.count for node in solver.topology.nodes)
     if first is None or (devices > _GENES_DEVICES and not task.time_limited):
         return first
-    population, generations = _GENES
+    population, generations = _MORE_GENES if task.time_limited else _GENES
     late = _share_of(task.deadline, time.monotonic())
     bred = genetic(solver, task.seed, late, population=population, generations=generations)
     return bred if bred is not None and bred.value > first.value else first

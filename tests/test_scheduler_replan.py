@@ -180,8 +180,9 @@ def test_a_lost_node_is_replanned_soon(name: str, lost: str) -> None:
     assert predicted(done.plan).tokens_s <= predicted(old).tokens_s * 1.02
     fresh = [other for other in done.considered if other.name == "fresh"]
     assert fresh
-    moved = total_loads(old, plan(cluster, model, time_limit_s=2), cluster, model)
-    assert done.loads_bytes <= moved
+    # Among plans that serve about as much, the one that moves least.
+    equals = [other for other in done.considered if other.tokens_s >= 0.99 * predicted(done.plan).tokens_s]
+    assert done.loads_bytes == min(other.loads_bytes for other in equals)
     assert done.elapsed_s < 10  # below 2 on a machine that has nothing else to do
 
 
