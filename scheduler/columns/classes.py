@@ -11,10 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
+
 from hexgen.cluster import Link
-from hexgen.scheduler.columns.pools import Links, Pool, area_sets, crossing, joint_crossing, needs_joint
+from hexgen.scheduler.columns.knapsack import Kind
+from hexgen.scheduler.columns.pools import Links, Pool, area_sets, crossing, joint_crossing, least_of, needs_joint
 from hexgen.scheduler.cost import CostModel, GroupShape, StageProfile
 from hexgen.scheduler.groups import Topology
+
+Floats = npt.NDArray[np.float64]
 
 _MOST_SITES = 32  # classes kept apart by place; beyond that equal nodes of all places are one class (a relaxation)
 _MANY_DEVICES = 12  # of one node: beyond that only these widths, and the whole node
@@ -63,6 +69,27 @@ class Classes:
         self.index = {(t.node_class, t.width): i for i, t in enumerate(self.types)}
         self.links = Links(cost, [t.profile for t in self.types])
         self.pools: tuple[Pool, ...] = self._pools()
+        self.everything = least_of(self.pools)
+        self.member = np.zeros((len(self.nodes), len(self.types)))  # devices a group takes: [classes, types]
+        for i, group in enumerate(self.types):
+            self.member[group.node_class, i] = group.width
+        self._devices: dict[Pool, Floats] = {}
+
+    def devices(self, pool: Pool) -> Floats:
+        """Devices of each class in the pool; at least one, so that they can be divided by: [classes]."""
+        found = self._devices.get(pool)
+        if found is None:
+            most = (self.member * np.array(pool.available)).max(axis=1)
+            found = self._devices[pool] = np.maximum(most, 1.0)
+        return found
+
+    def kinds(self, pool: Pool) -> list[Kind]:
+        """The pool as the exact knapsack sees it."""
+        devices = self.devices(pool)
+        return [
+            Kind(group.node_class, group.width, available, int(devices[group.node_class]))
+            for group, available in zip(self.types, pool.available, strict=True)
+        ]
 
     # ---- building --------------------------------------------------------------------------------------------
 

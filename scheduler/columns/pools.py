@@ -100,3 +100,10 @@ def joint_crossing(topology: Topology, links: Links, firsts: Sequence[int]) -> t
     costs = [links.least(link) for link in edges]
     token = min(edge.token_s for edge in costs)
     return 2 * min(edge.delay_s for edge in costs), token, token
+
+
+def least_of(pools: Sequence[Pool]) -> Pool:
+    """One pool that no pipeline does worse in: the most devices and the least of every figure."""
+    available = tuple(max(p.available[t] for p in pools) for t in range(len(pools[0].available)))
+    hop = min(pool.hop_delay_s for pool in pools), min(pool.hop_token_s for pool in pools)
+    return Pool((), available, 0, min(pool.cycle_delay_s for pool in pools), 0.0, *hop, 0.0)

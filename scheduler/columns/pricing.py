@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hexgen.scheduler.columns.classes import Classes
-from hexgen.scheduler.columns.knapsack import Kind, cheapest
+from hexgen.scheduler.columns.cycles import Cycles, fine, thinned
 from hexgen.scheduler.columns.loads import Load, layers_within, make_load
 from hexgen.scheduler.columns.pools import Pool
 from hexgen.scheduler.columns.relaxed import LEAST_PRICE, Knapsacks, least_price
-from hexgen.scheduler.columns.small import MOST_STAGES, cheapest_few
+from hexgen.scheduler.columns.whole import best_whole
 from hexgen.scheduler.traffic import Traffic
 
 Floats = npt.NDArray[np.float64]
@@ -41,7 +41,6 @@ _TRIES = 3
 _TRIES = 3  # knapsacks of one pool, where any pipeline will do
 _THOROUGH = 4  # times the work of a first look
 _KNAPSACK = 20_000  # numbers of an exact knapsack, about
-_FINE_RATIO = 1.008  # of cycle times that are told apart
 _NARROW = 1.012  # of numbers of sequences that are not told apart
 _PATIENCE = 60  # looks after which what was found will do
 _FOREVER_S = 1e9
@@ -67,15 +66,6 @@ class _Box:
     level: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Cycles:
-    """Intervals of the cycle time, [start, end): no group holds more layers than within ``held`` seconds."""
-
-    start: Floats
-    end: Floats
-    held: Floats
-
-
 class Pricer:
     """Prices pipelines over one cluster's classes; what does not depend on prices is remembered."""
 
@@ -96,10 +86,6 @@ class Pricer:
         self.reserve = work * _RESERVE  # of them for the proof
         self.deadline = deadline  # of time.monotonic()
         self._loads: dict[tuple[int, int, int], Load | None] = {}
-        self._kinds = {pool: _kinds(classes, pool) for pool in classes.pools}
-        self._everything = _everything(classes.pools)
-        self._member = _member(classes)
-        self._devices = {pool: _devices(classes, pool) for pool in (*classes.pools, self._everything)}
         self.boxes = self._first_boxes() if work > 0 else []
 
     def best(
@@ -213,6 +199,9 @@ class Pricer:
             allowed &= self.traffic.decodes * load.in_flight * cycles <= slo.latency_s
         return allowed
 
+    def _allowed_cycles(self, load: Load, cycles: Cycles) -> Cycles:
+        return cycles.only(self._allowed(load, cycles.start))
+
     # ---- bounds ----------------------------------------------------------------------------------------------
 
     def _bound(self, box: _Box, cost: Floats, level: int, floor: float = 1.0) -> float:
@@ -221,8 +210,8 @@ class Pricer:
             return 0.0
         if box.depth == 1:
             return self._single(load, cost)[0]
-        cycles = self._cycles(load, _CYCLES[level])
-        pools = self.classes.pools if level else (self._everything,)
+        cycles = self._allowed_cycles(load, thinned(load, _CYCLES[level]))
+        pools = self.classes.pools if level else (self.classes.everything,)
         ratios = [self._ratios(box.depth, load, cycles, cost, pool, bool(level), floor) for pool in pools]
         return max(float(ratio.max(initial=0.0)) for ratio in ratios)
 
@@ -232,24 +221,11 @@ class Pricer:
         best = int(ratios.argmax())
         return float(ratios[best]), best
 
-    def _cycles(self, load: Load, most: int | None) -> _Cycles:
-        """Intervals between times at which some group holds a layer more; thinned out beyond ``most``."""
-        every = np.unique(load.middle[np.isfinite(load.middle)])
-        if most is None:
-            every = np.unique(np.concatenate((every, np.geomspace(every[0], every[-1], _grid(every)))))
-        starts = every
-        if most is not None and len(every) > most:
-            starts = every[np.unique(np.linspace(0, len(every) - 1, most).astype(int))]
-        ends = np.append(starts[1:], np.inf)
-        held = starts if len(starts) == len(every) else np.append(np.nextafter(ends[:-1], 0), every[-1])
-        allowed = self._allowed(load, starts)
-        return _Cycles(starts[allowed], ends[allowed], held[allowed])
-
     def _ratios(
         self,
         depth: int,
         load: Load,
-        cycles: _Cycles,
+        cycles: Cycles,
         cost: Floats,
         pool: Pool,
         thorough: bool,
@@ -274,8 +250,8 @@ class Pricer:
             np.where(np.isfinite(load.middle[:, 1]), load.middle[:, 1], 0.0),
             load.slope_s,
             load.in_flight * np.minimum(cycles.end[inside], _FOREVER_S) - travel,
-            self._member,
-            self._devices[pool],
+            self.classes.member,
+            self.classes.devices(pool),
             load.value / shortest[inside] / floor,
         )
         ratios[inside] = load.value / shortest[inside] / least_price(knapsacks, thorough=thorough)
@@ -292,103 +268,17 @@ class Pricer:
             ratio, best_type = self._single(load, cost)
             pool = next(p for p in self.classes.pools if p.available[best_type] > 0)
             return Priced((best_type,), pool, ratio) if ratio > floor else None
-        cycles = self._cycles(load, None)
+        cycles = self._allowed_cycles(load, fine(load))
         best: Priced | None = None
         for pool in self.classes.pools:
             # Loosely over all cycles first, then closely over those that could matter.
             loose = self._ratios(box.depth, load, cycles, cost, pool, False, floor)
             rows = np.flatnonzero(loose > floor * (1 + _SAME))
-            part = _Cycles(cycles.start[rows], cycles.end[rows], cycles.held[rows])
+            part = cycles.only(rows)
             ratios = np.minimum(loose[rows], self._ratios(box.depth, load, part, cost, pool, True, floor))
-            found = self._packed(box.depth, load, part, ratios, cost, pool, floor, tries)
-            if found is not None:
-                floor, best = found.ratio, found
+            kinds = self.classes.kinds(pool)
+            found = best_whole(box.depth, self.layers, load, part, ratios, cost, kinds, floor, tries)
+            self.work -= found.knapsacks * _KNAPSACK
+            if found.types is not None:
+                floor, best = found.ratio, Priced(found.types, pool, found.ratio)
         return best
-
-    def _packed(
-        self,
-        depth: int,
-        load: Load,
-        cycles: _Cycles,
-        ratios: Floats,
-        cost: Floats,
-        pool: Pool,
-        floor: float,
-        tries: int | None,
-    ) -> Priced | None:
-        """The best whole pipeline of one pool. The least price never rises with the cycle, so one answer bounds
-        all shorter cycles: the middle one of those that could still matter is asked next."""
-        left = np.flatnonzero(ratios > floor * (1 + _SAME))
-        if len(left) == 0:
-            return None
-        held = [layers_within(row, cycles.held[left]) for row in (load.middle, load.first, load.last)]
-        holds = np.array(held).astype(np.int64)
-        kinds, at, bounds = self._kinds[pool], load.value / cycles.start[left], ratios[left].copy()
-        if depth <= MOST_STAGES:
-            prices, types = cheapest_few(holds, cost, kinds, depth, self.layers)
-            exact = np.minimum(bounds, at / prices)
-            top = int(exact.argmax())
-            return Priced(types[top], pool, float(exact[top])) if exact[top] > floor else None
-        best: Priced | None = None
-        # Cycles between two breakpoints hold the same layers: the shortest of them is the best.
-        new = np.append(True, (holds[:, :, 1:] != holds[:, :, :-1]).any(axis=(0, 1)))
-        first = np.maximum.accumulate(np.where(new, np.arange(len(left)), 0))
-        open_ = [int(i) for i in np.flatnonzero(new)]
-        peak = {i: float(bounds[first == i].max()) for i in open_}
-        while open_ and (tries is None or tries > 0):
-            i = (
-                open_.pop(len(open_) // 2)
-                if tries is None
-                else open_.pop(open_.index(max(open_, key=peak.__getitem__)))
-            )
-            tries = None if tries is None else tries - 1
-            self.work -= _KNAPSACK
-            most = float(at[i]) / floor
-            found = cheapest(holds[:, :, i], cost, kinds, depth, self.layers, most)
-            price = most if found is None else found[0]
-            # Longer cycles of the same layers leave more of the round trip, and may be worth more.
-            ratio = float(np.minimum(bounds, at / price)[first == i].max())
-            if found is not None and ratio > floor:
-                floor, best = ratio, Priced(found[1], pool, ratio)
-            for j in open_:
-                if j < i:
-                    peak[j] = min(peak[j], float(at[j]) / price)
-            open_ = [j for j in open_ if peak[j] > floor * (1 + _SAME)]
-        return best
-
-
-def _kinds(classes: Classes, pool: Pool) -> list[Kind]:
-    devices = _devices(classes, pool)
-    return [
-        Kind(t.node_class, t.width, available, int(devices[t.node_class]))
-        for t, available in zip(classes.types, pool.available, strict=True)
-    ]
-
-
-def _member(classes: Classes) -> Floats:
-    """Devices of each class that a group of each type takes: [classes, types]."""
-    found = np.zeros((len(classes.nodes), len(classes.types)))
-    for i, group in enumerate(classes.types):
-        found[group.node_class, i] = group.width
-    return found
-
-
-def _devices(classes: Classes, pool: Pool) -> Floats:
-    """Devices of each class in the pool; at least one, so that they can be divided by: [classes]."""
-    found = np.zeros(len(classes.nodes))
-    for i in range(len(classes.nodes)):
-        whole = [a * t.width for t, a in zip(classes.types, pool.available, strict=True) if t.node_class == i]
-        found[i] = max(whole)
-    return np.maximum(found, 1.0)
-
-
-def _grid(times: Floats) -> int:
-    """Points between breakpoints: the round trip may bind anywhere."""
-    return 2 + int(math.log(times[-1] / times[0]) / math.log(_FINE_RATIO))
-
-
-def _everything(pools: Sequence[Pool]) -> Pool:
-    """One pool that no pipeline does better in: all devices, the least of every figure."""
-    available = tuple(max(p.available[t] for p in pools) for t in range(len(pools[0].available)))
-    hop = min(pool.hop_delay_s for pool in pools), min(pool.hop_token_s for pool in pools)
-    return Pool((), available, 0, min(pool.cycle_delay_s for pool in pools), 0.0, *hop, 0.0)

@@ -1,0 +1,77 @@
+"""Whole pipelines of one pool: which exact knapsacks are worth solving, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hexgen.scheduler.columns.cycles import Cycles
+from hexgen.scheduler.columns.knapsack import Kind, cheapest
+from hexgen.scheduler.columns.loads import Load, layers_within
+from hexgen.scheduler.columns.small import MOST_STAGES, cheapest_few
+
+Floats = npt.NDArray[np.float64]
+_SAME = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The best pipeline found, None where none exceeds the floor, and knapsacks that it took."""
+
+    types: tuple[int, ...] | None
+    ratio: float
+    knapsacks: int
+
+
+def best_whole(
+    depth: int,
+    layers: int,
+    load: Load,
+    cycles: Cycles,
+    bounds: Floats,
+    cost: Floats,
+    kinds: Sequence[Kind],
+    floor: float,
+    tries: int | None,
+) -> Whole:
+    """The pipeline of ``depth`` stages with the best value over price, if it is above ``floor``.
+
+    ``bounds``: on that ratio, for each cycle. ``tries``: knapsacks at most, where any good pipeline will do.
+    """
+    left = np.flatnonzero(bounds > floor * (1 + _SAME))
+    if len(left) == 0:
+        return Whole(None, floor, 0)
+    held = [layers_within(row, cycles.held[left]) for row in (load.middle, load.first, load.last)]
+    holds = np.array(held).astype(np.int64)
+    value, bounds = load.value / cycles.start[left], bounds[left]
+    if depth <= MOST_STAGES:
+        prices, types = cheapest_few(holds, cost, kinds, depth, layers)
+        exact = np.minimum(bounds, value / prices)
+        top = int(exact.argmax())
+        return Whole(types[top] if exact[top] > floor else None, max(floor, float(exact[top])), 1)
+    best: tuple[int, ...] | None = None
+    # Cycles between two breakpoints hold the same layers: one knapsack answers for all of them.
+    new = np.append(True, (holds[:, :, 1:] != holds[:, :, :-1]).any(axis=(0, 1)))
+    first = np.maximum.accumulate(np.where(new, np.arange(len(left)), 0))
+    unsolved = [int(i) for i in np.flatnonzero(new)]
+    peak = {i: float(bounds[first == i].max()) for i in unsolved}
+    solved = 0
+    while unsolved and (tries is None or solved < tries):
+        # The least price never rises with the cycle, so an answer bounds all shorter ones: to prove, halve.
+        i = unsolved[len(unsolved) // 2] if tries is None else max(unsolved, key=peak.__getitem__)
+        unsolved.remove(i)
+        solved += 1
+        most = float(value[i]) / floor
+        found = cheapest(holds[:, :, i], cost, kinds, depth, layers, most)
+        price = most if found is None else found[0]
+        ratio = float(np.minimum(bounds, value / price)[first == i].max())
+        if found is not None and ratio > floor:
+            floor, best = ratio, found[1]
+        for j in unsolved:
+            if j < i:
+                peak[j] = min(peak[j], float(value[j]) / price)
+        unsolved = [j for j in unsolved if peak[j] > floor * (1 + _SAME)]
+    return Whole(best, floor, solved)
