@@ -8,9 +8,9 @@ import random
 import time
 from dataclasses import replace
 
-from hexgen.scheduler.columns import Effort, SolverError, pack
+from hexgen.scheduler.columns import Effort, SolverError, merged, pack
 from hexgen.scheduler.genetic import genetic
-from hexgen.scheduler.groups import Topology
+from hexgen.scheduler.groups import Topology, islands
 from hexgen.scheduler.improve import Budget, Partition, improve
 from hexgen.scheduler.progress import Progress
 from hexgen.scheduler.regions import Places, region_by_region, several
@@ -63,10 +63,13 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
             task.progress(Progress(best.value, known, time.monotonic() - started, phase))
 
     effort = _effort(task, devices)
+    joined = bool(islands(solver.topology))  # then pricing is for the relaxed cluster, below
     try:
         for turn in range(_TURNS):
             tell(bound, "packing")
-            found = pack(solver, effort if turn == 0 else _PACK_ONLY, lambda proven: tell(proven, "proving"))
+            found = pack(
+                solver, effort if turn == 0 and not joined else _PACK_ONLY, lambda proven: tell(proven, "proving")
+            )
             bound = min(bound, found.bound)
             before = best.value
             if found.partition is not None and found.partition.value > best.value:
@@ -78,10 +81,21 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
             late_now = task.deadline is not None and time.monotonic() >= task.deadline
             if late_now or best.value <= before * (1 + _GAIN):
                 break
+        if joined:
+            bound = _island_bound(task, solver, effort)
     except SolverError:
         pass  # said once where it was noticed; what local search found stands
     tell(bound, "done")
     return best, bound
+
+
+def _island_bound(task: Task, solver: RouteSolver, effort: Effort) -> float:
+    topology = merged(solver.topology)
+    if topology is None:
+        return math.inf
+    relaxed = RouteSolver(topology, solver.cost, solver.traffic, solver.goal)
+    search(relaxed, task.seed, task.deadline, 0)
+    return pack(relaxed, effort, whole=False).bound
 
 
 def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:

@@ -9,5 +9,6 @@ from __future__ import annotations
 
 from hexgen.scheduler.columns.engine import Effort, Packed, pack
 from hexgen.scheduler.columns.master import SolverError
+from hexgen.scheduler.columns.merged import merged
 
-__all__ = ["Effort", "Packed", "SolverError", "pack"]
+__all__ = ["Effort", "Packed", "SolverError", "merged", "pack"]

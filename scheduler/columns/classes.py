@@ -23,7 +23,7 @@ from hexgen.scheduler.groups import Topology
 Floats = npt.NDArray[np.float64]
 
 _MOST_SITES = 32  # classes kept apart by place; beyond that equal nodes of all places are one class (a relaxation)
-_MANY_DEVICES = 12  # of one node: beyond that only these widths, and the whole node
+_MANY_DEVICES = 16  # of one node: beyond that only these widths, and the whole node
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
