@@ -118,10 +118,10 @@ def divide_for_latency(chain: Chain, layers: int, traffic: Traffic, effort: int 
         return None
     caps = [min(cap, layers) for cap in caps]
     chunk = min(traffic.prompt, float(traffic.token_budget))
-    prefill = _seconds_alone(chain, caps, [(1.0, traffic.prefill_load(chunk))])
-    whole = _seconds_alone(
-        chain, caps, [(1.0, traffic.prefill_load(chunk)), (traffic.decodes, traffic.decode_load(1.0))]
-    )
+    lone = traffic.of_mean_lengths
+    prompt, decode = lone.prefill_load(chunk), lone.decode_load(1.0)
+    prefill = _seconds_alone(chain, caps, [(1.0, prompt)])
+    whole = _seconds_alone(chain, caps, [(1.0, prompt), (lone.decodes, decode)])
     best = measure(chain, whole.cheapest(layers, caps), traffic)
     if traffic.prompt > chunk:  # several chunks: the longest stage spaces them
         floor = prefill.longest(prefill.shortest_max(layers, caps))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions
+from hexgen.scheduler.lengths import mean_age
 from hexgen.workload import Slo, Workload
 
 
@@ -48,10 +49,14 @@ class StepLoad:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """A workload as one route sees it; lengths are means, in tokens."""
+    """A workload as one route sees it; lengths in tokens. ``prompt`` and ``output`` are means over requests, the
+    other two over tokens, where long requests count for more (`hexgen.scheduler.lengths.mean_age`).
+    """
 
     prompt: float
     output: float
+    prompt_seen: float  # of its prompt that a prompt's token attends to
+    output_age: float  # how many tokens a running request has put out
     rate: float | None  # requests/s of the whole cluster; None: as many as are served
     slo: Slo
     token_budget: int
@@ -66,8 +71,17 @@ class Traffic:
 
     @property
     def resident_tokens(self) -> float:
-        """KV tokens that one running request holds on average over its life (half of the last page is empty)."""
-        return self.prompt + self.output / 2 + self.page_size / 2
+        """KV tokens that one running request holds (half of its last page is empty), averaged over all that run.
+
+        By Little's law E[prompt x output + output^2 / 2] / E[output]: how long a request stays says nothing of its
+        prompt, but of its age.
+        """
+        return self.prompt + self.output_age + self.page_size / 2
+
+    @property
+    def of_mean_lengths(self) -> Traffic:
+        """The same if every request had the mean lengths."""
+        return replace(self, prompt_seen=self.prompt / 2, output_age=self.output / 2)
 
     @property
     def chunks(self) -> int:
@@ -80,7 +94,7 @@ class Traffic:
         return max(0.0, self.output - 1)
 
     def decode_load(self, sequences: float) -> StepLoad:
-        seen = self._windowed(self.prompt + self.output / 2)
+        seen = self._windowed(self.prompt + self.output_age)
         return StepLoad(sequences, sequences * seen, sequences * seen, sequences, sequences)
 
     def prefill_load(self, tokens: float) -> StepLoad:
@@ -89,8 +103,8 @@ class Traffic:
             return StepLoad(0.0, 0.0, 0.0, 0.0, 0.0)
         chunk = min(self.prompt, tokens)
         prompts = tokens / chunk
-        # A chunk sits on average in the middle of its prompt.
-        attended = tokens * self._windowed(self.prompt / 2)
+        # A chunk sits on average in the middle of its prompt, and most tokens are those of long prompts.
+        attended = tokens * self._windowed(self.prompt_seen)
         read = prompts * self._windowed((self.prompt + chunk) / 2)
         return StepLoad(tokens, attended, read, prompts, tokens / self.prompt, tokens, attended, read, prompts)
 
@@ -105,9 +119,12 @@ def traffic_of(model: ModelSpec, workload: Workload, engine: EngineOptions) -> T
     counts: dict[int | None, int] = {}
     for window in model.sliding_windows:
         counts[window] = counts.get(window, 0) + 1
+    prompt, output = (max(1.0, lengths.mean) for lengths in (workload.prompt_tokens, workload.output_tokens))
     return Traffic(
-        prompt=max(1.0, workload.prompt_tokens.mean),
-        output=max(1.0, workload.output_tokens.mean),
+        prompt=prompt,
+        output=output,
+        prompt_seen=max(prompt / 2, mean_age(workload.prompt_tokens)),
+        output_age=max(output / 2, mean_age(workload.output_tokens)),
         rate=None if workload.rate == "max" else float(workload.rate),
         slo=workload.slo,
         token_budget=engine.token_budget,
@@ -143,6 +160,7 @@ class Mix:
 @lru_cache(maxsize=1 << 10)
 def alone_mix(traffic: Traffic) -> Mix:
     """The steps of one request by itself: its decodes plain, its (first) chunk as the mixed one."""
+    traffic = traffic.of_mean_lengths
     chunk = min(traffic.prompt, float(traffic.token_budget))
     return Mix(
         traffic.decode_load(1.0), traffic.prefill_load(chunk), 0.0, 1.0, traffic.chunks + traffic.decodes, 1.0

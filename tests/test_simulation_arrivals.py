@@ -10,8 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hexgen.errors import SpecError
+from hexgen.scheduler.lengths import fit, mean_age
 from hexgen.scheduler.simulation import Requests, replay, requests_of
-from hexgen.scheduler.simulation.lengths import draw, fit
+from hexgen.scheduler.simulation.lengths import draw
 from hexgen.workload import Lengths, Workload
 
 CHAT = Workload(Lengths(763, p99=2000), Lengths(232, p99=800), rate=2.5)
@@ -55,6 +56,15 @@ def test_lengths_have_the_mean_the_percentile_and_the_maximum(
     assert drawn.mean() == pytest.approx(mean, rel=0.06)
 
 
+@pytest.mark.parametrize(
+    "lengths", [Lengths(763.1, max=2047), Lengths(232, p99=800), Lengths(100, p99=300, max=500), Lengths(64)]
+)
+def test_the_planner_counts_the_tokens_that_the_simulator_draws(lengths: Lengths) -> None:
+    drawn = draw(lengths, 200_000, np.random.default_rng(0)).astype(float)
+    assert mean_age(lengths) == pytest.approx((drawn**2).mean() / (2 * drawn.mean()), rel=0.01)
+    assert mean_age(lengths) >= lengths.mean / 2
+
+
 def test_a_mean_alone_is_every_length_and_a_maximum_bounds() -> None:
     random = np.random.default_rng(0)
     assert set(draw(Lengths(763.1), 10, random).tolist()) == {763}
@@ -67,6 +77,7 @@ def test_a_mean_alone_is_every_length_and_a_maximum_bounds() -> None:
 def test_lengths_that_no_distribution_has(lengths: Lengths) -> None:
     with pytest.raises(SpecError, match="99th percentile"):
         fit(lengths, "workload: prompt_tokens")
+    assert mean_age(lengths) == lengths.mean / 2  # the planner needs no percentile
 
 
 def test_a_trace_is_replayed_from_its_first_arrival(tmp_path: Path) -> None:
