@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scheduler_clusters import WORKLOAD, cluster_of, clusters, device_type, tiny_model
 
 from hexgen.cluster import Cluster, Link
-from hexgen.errors import InfeasibleError, SpecError
+from hexgen.errors import InfeasibleError
 from hexgen.model import ModelSpec
-from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
+from hexgen.plan import EngineOptions, Hop, Plan, Prediction, Route, Stage
 from hexgen.scheduler import evaluate, plan
 from hexgen.scheduler.best import solver_for
 from hexgen.scheduler.groups import Group, even_widths, islands, node_groups, spanning_groups
@@ -185,10 +185,19 @@ def test_emitted_plans_are_valid_repeatable_and_below_the_bound(cluster: Cluster
 # ---- by hand ----------------------------------------------------------------------------------------------------
 
 
-def test_exact_refuses_many_devices() -> None:
-    cluster = cluster_of((device_type("cpu", 100, 1), 7))
-    with pytest.raises(SpecError, match="too many for the exact engine"):
-        plan(cluster, tiny_model(), WORKLOAD, engine="exact")
+def evaluated(made: Plan) -> Prediction:
+    assert made.predicted is not None
+    return made.predicted
+
+
+def test_exact_packs_what_is_too_much_to_enumerate() -> None:
+    cluster = cluster_of((device_type("cuda", 4, 1), 7), (device_type("cuda", 6, 2), 2))
+    usual = evaluated(plan(cluster, tiny_model(), WORKLOAD, options=OPTIONS))
+    proven = evaluated(plan(cluster, tiny_model(), WORKLOAD, engine="exact", options=OPTIONS))
+    assert proven.tokens_s >= usual.tokens_s * (1 - 1e-9)
+    assert proven.upper_bound_tokens_s is not None
+    assert usual.upper_bound_tokens_s is not None
+    assert proven.tokens_s <= proven.upper_bound_tokens_s <= usual.upper_bound_tokens_s * (1 + 1e-9)
 
 
 def test_a_slow_device_far_away_is_left_out() -> None:
