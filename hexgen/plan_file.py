@@ -189,6 +189,8 @@ def _predicted(value: object, place: Place) -> Prediction:
         price_usd_h=section.optional("price_usd_h", _FIGURE),
         max_flow_tokens_s=section.optional("max_flow_tokens_s", _FIGURE),
         max_flow_bound_tokens_s=section.optional("max_flow_bound_tokens_s", _FIGURE),
+        slo_requests_s=section.optional("slo_requests_s", _FIGURE),
+        slo_attainment=section.optional("slo_attainment", _FIGURE),
         source=section.optional("source", yamlfile.text),
         devices=section.get("devices", yamlfile.list_of(_device_prediction, MAX_STAGES), ()),
         stages=section.get("stages", yamlfile.list_of(_stage_prediction, MAX_STAGES), ()),

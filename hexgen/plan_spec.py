@@ -91,6 +91,8 @@ class Prediction:
     price_usd_h: float | None = None
     max_flow_tokens_s: float | None = None  # prompt and output tokens; compute and links alone, as Helix counts
     max_flow_bound_tokens_s: float | None = None  # that no placement's max-flow exceeds
+    slo_requests_s: float | None = None  # the largest rate at which 99 % of requests keep the limits, simulated
+    slo_attainment: float | None = None  # the share that keeps them at the workload's own rate, simulated
     source: str | None = None  # of the figures; None: the built-in catalogue
     devices: tuple[DevicePrediction, ...] = ()
     stages: tuple[StagePrediction, ...] = ()

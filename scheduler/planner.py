@@ -9,10 +9,11 @@ from hexgen.scheduler.best import best_on_nodes, goal_of, why_nothing
 from hexgen.scheduler.flow import plan_for_flow
 from hexgen.scheduler.lanes.best import best_lanes
 from hexgen.scheduler.progress import OnProgress
+from hexgen.scheduler.slo import best_for_slo, cheapest_within_limits, for_search, other_candidates
 from hexgen.scheduler.subsets import plan_within_price
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.task import Engine, Objective, Task, make_task, total_price
-from hexgen.workload import Workload
+from hexgen.workload import Slo, Workload
 
 
 def plan(
@@ -40,18 +41,33 @@ def plan(
     cluster = task.cluster  # without nodes that no link leads to
     if objective == "maxflow":
         return plan_for_flow(task)
+    simulated = _is_simulated(task)
+    if objective == "cost" and simulated and task.workload.rate != "max":
+        return cheapest_within_limits(task)
     if objective == "cost" or (
         cluster.budget_usd_h is not None and total_price(cluster.nodes) > cluster.budget_usd_h
     ):
-        return plan_within_price(task, objective)
-    found = best_on_nodes(task, cluster.nodes, goal_of(objective))
+        made = plan_within_price(task, objective)
+        return best_for_slo(task, [made]) if objective == "slo" and simulated else made
+    judged = objective == "slo" and simulated
+    found = best_on_nodes(for_search(task) if judged else task, cluster.nodes, goal_of(objective))
     shared = best_lanes(task, objective) if _may_share(task, objective) else None
     if found is None:
         if shared is None:
             raise why_nothing(task, objective)
         return shared
     made = found.emit(task, objective)
+    if judged:
+        others = other_candidates(task, made) if task.engine == "auto" else ()
+        return best_for_slo(task, [made, *([] if shared is None else [shared]), *others])
     return made if shared is None or _served(shared) <= _served(made) else shared
+
+
+def _is_simulated(task: Task) -> bool:
+    """Whether limits are judged by simulation. A published table's machines merge what waits at them, from all
+    routes; the simulated engine does not.
+    """
+    return task.workload.slo != Slo() and (task.cost_table is None or not task.cost_table.holds_kv)
 
 
 def _may_share(task: Task, objective: Objective) -> bool:

@@ -136,6 +136,7 @@ def _prediction_text(predicted: Prediction) -> str:
         f"one request alone {predicted.single_tokens_s:,.1f} tokens/s",
         f"bottleneck: {predicted.bottleneck}",
     ]
+    lines += slo_lines(predicted)
     if predicted.max_flow_tokens_s:
         lines.append(max_flow_text(predicted.max_flow_tokens_s, predicted.max_flow_bound_tokens_s))
     if predicted.upper_bound_tokens_s:
@@ -146,6 +147,16 @@ def _prediction_text(predicted: Prediction) -> str:
         per_million = predicted.price_usd_h / 3600 / predicted.tokens_s * 1e6 if predicted.tokens_s else 0.0
         lines.append(f"price: {predicted.price_usd_h:.2f} USD/h, {per_million:.2f} USD per million output tokens")
     return "\n".join(lines)
+
+
+def slo_lines(predicted: Prediction) -> list[str]:
+    """What 99 % of the requests met in simulation; nothing where none was run."""
+    lines: list[str] = []
+    if predicted.slo_requests_s is not None:
+        lines.append(f"carries {predicted.slo_requests_s:.3g} requests/s with 99 % within the limits (simulated)")
+    if predicted.slo_attainment is not None:
+        lines.append(f"at the workload's rate {predicted.slo_attainment:.1%} keep the limits (simulated)")
+    return lines
 
 
 def max_flow_text(flow_tokens_s: float, bound_tokens_s: float | None) -> str:

@@ -50,6 +50,50 @@ def largest_rate(
     judged. Doubling from ``start`` brackets the rate, bisection narrows it to ``tolerance`` of itself; a trial
     ends as soon as too many have missed. Raises ``SpecError`` for a share that so few requests cannot show.
     """
+    attempt = _attempts(plan, cluster, model, requests, slo, attainment, cost_table)
+    low, high = _bracket(attempt, start)
+    while high - low > tolerance * high:
+        middle = (low + high) / 2
+        if attempt(middle).kept:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def carries(
+    plan: Plan,
+    cluster: Cluster,
+    model: ModelSpec,
+    requests: Requests,
+    slo: Slo,
+    rate: float,
+    *,
+    attainment: float = 0.99,
+    cost_table: CostTable | None = None,
+) -> bool:
+    """Whether at least ``attainment`` of the requests keep all limits at ``rate`` requests/s: one trial of those
+    that `largest_rate` makes.
+    """
+    return _attempts(plan, cluster, model, requests, slo, attainment, cost_table)(rate).kept
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    kept: bool
+    crowd: float  # requests in the system at a time, on average
+
+
+def _attempts(
+    plan: Plan,
+    cluster: Cluster,
+    model: ModelSpec,
+    requests: Requests,
+    slo: Slo,
+    attainment: float,
+    cost_table: CostTable | None,
+) -> Callable[[float], Trial]:
+    """One trial at a rate. Raises ``SpecError`` where limits, share or requests make no question."""
     if slo == Slo():
         raise SpecError("there are no limits to keep", where="slo", remedy="name one: {ttft: 2s, tpot: 100ms}")
     if not 0 < attainment < 1:
@@ -72,20 +116,7 @@ def largest_rate(
         run.to_end(0.0, math.inf)
         return Trial(not recorder.hopeless, recorder.crowd(run.now_s))
 
-    low, high = _bracket(attempt, start)
-    while high - low > tolerance * high:
-        middle = (low + high) / 2
-        if attempt(middle).kept:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    kept: bool
-    crowd: float  # requests in the system at a time, on average
+    return attempt
 
 
 def _bracket(attempt: Callable[[float], Trial], start: float) -> tuple[float, float]:
