@@ -16,6 +16,16 @@ CONVERSATIONS = Workload(prompt_tokens=Lengths(mean=763.1, max=2047), output_tok
 # The Helix clusters serve two models in its paper, and the sub-clusters of section 6.3 the larger one.
 _SECOND_MODEL = ("helix-single24", "helix-distributed24", "helix-hetero42")
 _PREFIXES = ("hexgen", "helix", "llmpq")
+# Those that papers' claims are about come first: a run that is stopped has them.
+_FIRST = (
+    "helix-single24",
+    "helix-distributed24",
+    "helix-hetero42",
+    "hexgen-full58",
+    "hexgen-half30",
+    "hexgen-homogeneous16",
+    "hexgen-asym-example8",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ def published(name: str, model: str | None = None) -> Case:
 def all_published(quick: bool = False) -> tuple[list[Case], list[str]]:
     """Every published cluster with its model, and the names of those that no built-in model is given for."""
     names = sorted(path.stem for path in SPECS.glob("*.yaml") if path.stem.startswith(_PREFIXES))
+    names = [*_FIRST, *(name for name in names if name not in _FIRST)]
     if quick:
         names = ["helix-a100x4", "hexgen-asym-example8", "llmpq-1"]
     found: list[Case] = []

@@ -12,7 +12,7 @@ from hexgen.plan import Plan, Prediction
 from hexgen.scheduler import plan
 from hexgen.scheduler.simulation import served
 from hexgen.scheduler.tables.source import CostTable
-from hexgen.scheduler.task import Objective
+from hexgen.scheduler.task import Engine, Objective
 from planning.cases import Case
 from planning.settings import Settings
 
@@ -49,10 +49,14 @@ def plan_case(
     seconds: float | None = None,
     seed: int = 0,
     cost: CostTable | None = None,
+    engine: Engine = "auto",
 ) -> Planned:
     """``seconds`` None: the planner's own choice. Raises ``InfeasibleError``."""
     wall, cpu = time.monotonic(), time.process_time()
-    made = plan(asked.cluster, asked.model, asked.workload, objective, time_limit_s=seconds, seed=seed, cost=cost)
+    made = plan(
+        asked.cluster, asked.model, asked.workload, objective,
+        time_limit_s=seconds, seed=seed, engine=engine, cost=cost,
+    )  # fmt: skip
     return Planned(made, time.monotonic() - wall, time.process_time() - cpu)
 
 

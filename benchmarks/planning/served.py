@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -103,13 +104,29 @@ def judge(asked: Case, settings: Settings) -> CaseResult:
     return CaseResult(asked.name, devices, ours, tuple(others), told.upper_bound_tokens_s, planned.wall_s)
 
 
+def told(result: CaseResult) -> CaseResult:
+    """Says what was found as soon as it is: the whole takes long."""
+    ours, best, best_sim = result.ours, result.best, result.best_simulated
+    if ours is None or best is None or best_sim is None:
+        print(f"{result.name}: {result.infeasible or 'no baseline has a plan'}", file=sys.stderr, flush=True)
+        return result
+    print(
+        f"{result.name}: predicted {ours.predicted_tokens_s:.1f} ({best.name} {best.predicted_tokens_s:.1f}), "
+        f"simulated {ours.simulated_tokens_s:.1f} ({best_sim.name} {best_sim.simulated_tokens_s:.1f}), "
+        f"gap {share(result.gap)}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return result
+
+
 def run(settings: Settings) -> Report:
     cases, without = all_published(settings.quick)
     if settings.jobs > 1:
         with ProcessPoolExecutor(settings.jobs) as pool:
             results = list(pool.map(partial(judge, settings=settings), cases))
     else:
-        results = [judge(asked, settings) for asked in cases]
+        results = [told(judge(asked, settings)) for asked in cases]
     return report(results, without, settings)
 
 
