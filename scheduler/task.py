@@ -60,12 +60,15 @@ def make_task(
     if engine not in get_args(Engine):
         raise SpecError(f"unknown engine {engine!r}", remedy=f"one of {', '.join(get_args(Engine))}")
     if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s >= 0):
-        raise SpecError(f"a time limit of {time_limit_s} s", remedy="give it a positive number of seconds")
+        raise SpecError(
+            f"{time_limit_s} s is no time limit", where="time limit", remedy="give it 0 or more seconds"
+        )
     if time_limit_s == 0:
         log.warning("a time limit of 0 s leaves no time to search: the plan is the first that was found")
     if not any(node.count for node in cluster.nodes):
         raise SpecError("there are no devices", where=cluster.name, remedy="add a node under `nodes:`")
     check_links(cluster)
+    check_prices(cluster, objective)
     cluster, unreachable = reachable(cluster)
     if unreachable:
         log.warning("planned without nodes that no link leads to: %s", ", ".join(unreachable))
@@ -140,6 +143,21 @@ def check_links(cluster: Cluster) -> None:
     links += [entry.link for entry in cluster.region_links] + [entry.link for entry in cluster.node_links]
     if any(not link.bandwidth_bytes_s >= 0 or not link.latency_s >= 0 for link in links):
         raise SpecError("a link has a negative bandwidth or latency", where=cluster.name)
+
+
+def check_prices(cluster: Cluster, objective: str) -> None:
+    """What is to be bounded or minimised must be known. Raises ``SpecError``."""
+    if cluster.budget_usd_h is None and objective != "cost":
+        return
+    unpriced = [node.name for node in cluster.nodes if node.count and node.price_usd_h is None]
+    if unpriced:
+        more = f" and {len(unpriced) - 3} more" if len(unpriced) > 3 else ""
+        asked = "a budget" if cluster.budget_usd_h is not None else "the objective cost"
+        raise SpecError(
+            f"{asked} needs the price of every node, and {', '.join(unpriced[:3])}{more} has none",
+            where=f"cluster {cluster.name}",
+            remedy="add price: USD per hour to each node (0 for what costs nothing)",
+        )
 
 
 def total_price(nodes: Sequence[Node]) -> float:
