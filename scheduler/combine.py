@@ -13,7 +13,7 @@ from hexgen.scheduler.genetic import genetic
 from hexgen.scheduler.groups import Topology, islands
 from hexgen.scheduler.improve import Budget, Partition, improve
 from hexgen.scheduler.progress import Progress
-from hexgen.scheduler.regions import Places, region_by_region, several
+from hexgen.scheduler.regions import Places, kinds_of_regions, region_by_region, several
 from hexgen.scheduler.search import search
 from hexgen.scheduler.solver import RouteSolver
 from hexgen.scheduler.task import Task
@@ -26,8 +26,9 @@ _PROOF = Effort(rounds=300, looks=20_000, work=4e9)
 _PACK_ONLY = Effort(rounds=0, looks=0, work=0.0)
 _MANY_DEVICES = 160  # beyond this many, pricing only where time was given for it
 _FOR_LOCAL_SEARCH = 0.4  # of the time that is left, at most; the rest is for packing and its proof
-_GENES, _MORE_GENES = (20, 20), (60, 60)  # population and generations: usually, and where time was given
+_GENES, _MORE_GENES = (20, 20), (100, 300)  # population and generations: usually, and where time was given
 _GENES_DEVICES = 24  # the most, unless time was given
+_FEW = 6  # kinds of regions: where there are more, each gets regular starts only
 _WHOLE_DEVICES = 96  # up to this many, local search looks at all of them together
 
 
@@ -36,9 +37,10 @@ def heuristic(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     if solver.goal == "latency" or not several(solver.topology, _WHOLE_DEVICES):
         return search(solver, task.seed, task.deadline, routes)
 
-    def plan_part(places: Places) -> Partition | None:
-        part = _part(solver, places)
-        return search(part, task.seed, task.deadline, routes)
+    many = kinds_of_regions(solver.topology) > _FEW
+
+    def plan_part(places: Places, left: int) -> Partition | None:
+        return search(_part(solver, places), task.seed, _turn(task.deadline, left), 0 if many else routes)
 
     return region_by_region(solver, plan_part)
 
@@ -104,7 +106,9 @@ def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     devices = sum(node.count for node in solver.topology.nodes)
     if first is None or (devices > _GENES_DEVICES and not task.time_limited):
         return first
-    population, generations = _MORE_GENES if task.time_limited else _GENES
+    # With one device a node there are no widths to try, and breeding costs little.
+    cheap = all(node.count == 1 for node in solver.topology.nodes)
+    population, generations = _MORE_GENES if task.time_limited or cheap else _GENES
     late = _share_of(task.deadline, time.monotonic())
     bred = genetic(solver, task.seed, late, population=population, generations=generations)
     return bred if bred is not None and bred.value > first.value else first
@@ -114,10 +118,15 @@ def _by_regions(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition
     """Each kind of region by itself; the bound is one on the whole."""
     inside = replace(task, deadline=_share_of(task.deadline, time.monotonic()))
 
-    def plan_part(places: Places) -> Partition | None:
-        found = (
-            combined(inside, _part(solver, places), routes) if len(places) < len(solver.topology.nodes) else None
-        )
+    many = kinds_of_regions(solver.topology) > _FEW
+
+    def plan_part(places: Places, left: int) -> Partition | None:
+        if len(places) == len(solver.topology.nodes):
+            return None
+        part, until = _part(solver, places), _turn(inside.deadline, left)
+        if many:
+            return search(part, task.seed, until, 0)
+        found = combined(replace(inside, deadline=until), part, routes)
         return found[0] if found is not None else None
 
     best = region_by_region(solver, plan_part) or search(solver, task.seed, task.deadline, 0)
@@ -130,6 +139,12 @@ def _by_regions(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition
         return best, pack(solver, replace(_PROOF, deadline=task.deadline), whole=False).bound
     except SolverError:
         return best, math.inf
+
+
+def _turn(deadline: float | None, left: int) -> float | None:
+    """An equal share of the time that is left, for the next of so many parts."""
+    now = time.monotonic()
+    return None if deadline is None else now + max(0.0, deadline - now) / left
 
 
 def _part(solver: RouteSolver, places: Places) -> RouteSolver:

@@ -13,7 +13,8 @@ from hexgen.scheduler.improve import Partition, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
 
 Places = tuple[int, ...]  # indices of nodes in the whole topology
-PlanPart = Callable[[Places], Partition | None]  # of a part of the nodes; places in its answer are the part's own
+# Of a part of the nodes, one of so many that are still to plan; places in its answer are the part's own.
+PlanPart = Callable[[Places, int], Partition | None]
 
 
 def region_by_region(solver: RouteSolver, plan_part: PlanPart) -> Partition | None:
@@ -22,8 +23,9 @@ def region_by_region(solver: RouteSolver, plan_part: PlanPart) -> Partition | No
     routes: list[Solution] = []
     spare: list[Group] = []
     homeless: list[int] = []
-    for alike in _alike(topology):
-        found = plan_part(alike[0])
+    kinds = _alike(topology)
+    for done, alike in enumerate(kinds):
+        found = plan_part(alike[0], len(kinds) - done)
         if found is None:
             homeless.extend(place for places in alike for place in places)
             continue
@@ -32,7 +34,7 @@ def region_by_region(solver: RouteSolver, plan_part: PlanPart) -> Partition | No
             spare.extend(_moved_group(group, topology, alike[0], places) for group in found.spare)
     if homeless:
         ordered = tuple(sorted(homeless))
-        found = plan_part(ordered)
+        found = plan_part(ordered, 1)
         if found is not None:
             routes.extend(_moved(route, topology, ordered, ordered) for route in found.routes)
     return make_partition(solver, routes, spare) if routes else None
@@ -44,6 +46,10 @@ def regions(topology: Topology) -> list[Places]:
     for place, area in enumerate(topology.areas):
         areas.setdefault(area, []).append(place)
     return [tuple(sorted(places, key=lambda p: (repr(_make(topology, p)), p))) for places in areas.values()]
+
+
+def kinds_of_regions(topology: Topology) -> int:
+    return len(_alike(topology))
 
 
 def _alike(topology: Topology) -> list[list[Places]]:
