@@ -86,6 +86,7 @@ class Pricer:
         self.reserve = work * _RESERVE  # of them for the proof
         self.deadline = deadline  # of time.monotonic()
         self._loads: dict[tuple[int, int, int], Load | None] = {}
+        self._unsolved = 0.0  # ratios up to this were left out of a search
         self.boxes = self._first_boxes() if work > 0 else []
 
     def best(
@@ -118,6 +119,7 @@ class Pricer:
         wanted: int | None,
     ) -> tuple[float, list[Priced]]:
         """Best first: boxes are looked at more closely, then split, while their bound exceeds ``floor``."""
+        self._unsolved = 0.0
         heap: list[tuple[float, int, _Box]] = []
         for i, box in enumerate(boxes):
             box.bound, box.level = self._bound(box, cost, 0), 0
@@ -156,6 +158,8 @@ class Pricer:
                 floor = max(floor, -heap[0][0])
                 break
         ratios = [p.ratio for p in found.values()]
+        if self._unsolved > max([floor, *ratios]):
+            return math.inf, sorted(found.values(), key=lambda p: -p.ratio)  # no proof: pipelines were left out
         return max([floor, *ratios]), sorted(found.values(), key=lambda p: -p.ratio)
 
     def _worth_splitting(self, box: _Box) -> bool:
@@ -279,6 +283,7 @@ class Pricer:
             kinds = self.classes.kinds(pool)
             found = best_whole(box.depth, self.layers, load, part, ratios, cost, kinds, floor, tries)
             self.work -= found.knapsacks * _KNAPSACK
+            self._unsolved = max(self._unsolved, found.unsolved)
             if found.types is not None:
                 floor, best = found.ratio, Priced(found.types, pool, found.ratio)
         return best
