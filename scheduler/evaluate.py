@@ -67,7 +67,7 @@ def predict(
     # share no stage are predicted alike, so that plans can be compared.
     merges = cost_table is not None and cost_table.holds_kv
     states = [
-        _route_state(plan, route, kv, topology, cost, profiles, devices, traffic, limited and not merges)
+        route_state(plan, route, kv, topology, cost, profiles, devices, traffic, limited and not merges)
         for route, kv in zip(plan.routes, kv_tokens, strict=True)
     ]
     if merges:
@@ -162,7 +162,7 @@ def group_shape(stage: Stage, topology: Topology, devices: Mapping[str, Device])
     return GroupShape(tuple(device.type for device in members), link, stage.shares)
 
 
-def _route_state(
+def route_state(
     plan: Plan,
     route: Route,
     kv_tokens: int,
@@ -173,6 +173,7 @@ def _route_state(
     traffic: Traffic,
     limited: bool,
 ) -> RouteState:
+    """The route with its room in use, and one request alone on it; ``limited``: no fuller than limits allow."""
     stages = [plan.stage(hop.stage) for hop in route.path]
     profiles = [profile_of[stage.name] for stage in stages]
     places = [topology.index[devices[stage.devices[0]].node] for stage in stages]

@@ -17,7 +17,7 @@ from hexgen.plan import Hop, Plan, Route, Stage
 from hexgen.scheduler.best import computing_alike, finish, routes_to_solve, solver_for
 from hexgen.scheduler.flow_bound import flow_bound_tokens_s
 from hexgen.scheduler.flow_chains import FlowChain, chain_placements, placed_of
-from hexgen.scheduler.flow_graph import Flow, FlowSpace, Placed, flow_paths, max_flow
+from hexgen.scheduler.flow_graph import Flow, FlowSpace, Placed, max_flow
 from hexgen.scheduler.flow_program import program_placement
 from hexgen.scheduler.groups import islands
 from hexgen.scheduler.improve import Partition
@@ -36,7 +36,6 @@ _PROGRAM_DEVICES = 12  # with more, the program is only tried where a time limit
 _PROGRAM_S = 20.0
 
 Found = tuple[Flow, list[Placed]]
-_paths = flow_paths  # its name before it moved
 
 
 def plan_for_flow(task: Task) -> Plan:

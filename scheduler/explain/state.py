@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from hexgen.cluster import Cluster, Device
 from hexgen.memory import PlanMemory, plan_memory
 from hexgen.model import ModelSpec
-from hexgen.plan import Plan, Route, Stage
+from hexgen.plan import Plan, Stage
 from hexgen.scheduler.best import goal_of, solver_for
-from hexgen.scheduler.cost import CostModel, StageProfile
-from hexgen.scheduler.evaluate import group_shape
+from hexgen.scheduler.cost import CostModel
+from hexgen.scheduler.evaluate import group_shape, route_state
 from hexgen.scheduler.groups import Topology
-from hexgen.scheduler.pipeline import Part, alone, concurrency_for, most_within_limits, steady
 from hexgen.scheduler.residency import tabled_kv_tokens
 from hexgen.scheduler.sharing import RouteState, StageLoad, stage_loads, sustained
 from hexgen.scheduler.task import Objective, Task
@@ -57,11 +56,12 @@ def open_plan(plan: Plan, task: Task, objective: Objective) -> OpenPlan:
     devices = {device.id: device for device in cluster.devices()}
     profiles = {name: cost.profile(group_shape(stage, topology, devices)) for name, stage in stages.items()}
     kv_tokens = memory.kv_tokens
-    if task.cost_table is not None and task.cost_table.holds_kv:
+    merges = task.cost_table is not None and task.cost_table.holds_kv
+    if merges:
         kv_tokens = tabled_kv_tokens(plan, profiles, task.model)
-    limited = objective in ("slo", "cost") and traffic.slo != Slo()
+    limited = objective in ("slo", "cost") and traffic.slo != Slo() and not merges
     routes = tuple(
-        _route_state(route, kv, stages, profiles, topology, cost, traffic, limited)
+        route_state(plan, route, kv, topology, cost, profiles, devices, traffic, limited)
         for route, kv in zip(plan.routes, kv_tokens, strict=True)
     )
     rates = tuple(sustained(plan, routes, traffic))
@@ -86,32 +86,6 @@ def open_plan(plan: Plan, task: Task, objective: Objective) -> OpenPlan:
         measured=task.cost_table is not None,
         places={name: tuple(found) for name, found in places.items()},
     )
-
-
-def _route_state(
-    route: Route,
-    kv_tokens: int,
-    stages: dict[str, Stage],
-    profiles: dict[str, StageProfile],
-    topology: Topology,
-    cost: CostModel,
-    traffic: Traffic,
-    limited: bool,
-) -> RouteState:
-    path = [profiles[hop.stage] for hop in route.path]
-    at = [topology.index[node_of(stages[hop.stage].devices[0])] for hop in route.path]
-    last = len(path) - 1
-    parts = tuple(
-        Part(profile, hop.layers[1] - hop.layers[0], i == 0, i == last)
-        for i, (profile, hop) in enumerate(zip(path, route.path, strict=True))
-    )
-    edges = tuple(cost.edge(path[i], path[i + 1], topology.link(at[i], at[i + 1])) for i in range(last))
-    back = cost.token_edge(path[-1], path[0], topology.link(at[-1], at[0])) if last else None
-    most = max(1, concurrency_for(kv_tokens, traffic))
-    if limited:
-        most = max(1, most_within_limits(parts, edges, back, traffic, most))
-    full = steady(parts, edges, back, traffic, float(most))
-    return RouteState(parts, edges, back, most, full, alone(parts, edges, back, traffic))
 
 
 def busy_share(opened: OpenPlan, stage: str) -> float:
