@@ -1,22 +1,24 @@
 """The smallest changes that make a model fit: each is found by asking, size after size, whether anything fits.
 
-More devices of a kind that is there; another dtype; smaller steps; shorter requests. What fits with a change also
-fits with a larger one, so bisection finds the smallest.
+A link where there is none; more devices of a kind that is there; another dtype; smaller steps; shorter requests.
+What fits with a change also fits with a larger one, so bisection finds the smallest.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
-from hexgen.cluster import Cluster, Node
+from hexgen.cluster import Cluster, Link, Node
 from hexgen.memory import plan_dtype, usable_bytes
 from hexgen.model import DTYPE_BYTES, DType, ModelSpec
 from hexgen.plan import EngineOptions
 from hexgen.scheduler.fits import fits
+from hexgen.scheduler.link_entries import LinkEntry, dead_entries, entry_text, with_link
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.traffic import Traffic
 from hexgen.units import format_bytes
@@ -24,14 +26,16 @@ from hexgen.units import format_bytes
 MOST_DEVICES = 1024  # added: beyond, it is another cluster
 _GRAIN = 16  # tokens of a step: what the budget is lowered in
 _LEAST_BUDGET = 16
+_LINKS_TRIED, _LINKS_NAMED = 12, 4
+_SOME_LINK = Link(1e9 / 8, 1e-3)  # any will do where the question is what fits
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """What to change, by how much, and what is then planned for: with it the model fits, with less it does not."""
 
-    kind: Literal["devices", "dtype", "token_budget", "max_sequences", "request_tokens"]
-    amount: int  # devices added, or the new value; 0 for the dtype
+    kind: Literal["link", "devices", "dtype", "token_budget", "max_sequences", "request_tokens"]
+    amount: int  # devices added, or the new value; 0 for a link and for the dtype
     text: str
     cluster: Cluster
     options: EngineOptions
@@ -62,9 +66,10 @@ class Asked:
 
 
 def smallest_changes(asked: Asked) -> list[Change]:
-    """One of each kind that helps: devices, dtype, step, requests. Empty where none does."""
-    found = [_devices(asked), _dtype(asked), _option(asked, "token_budget"), _option(asked, "max_sequences")]
-    return [change for change in (*found, _requests(asked)) if change is not None]
+    """One of each kind that helps: links, devices, dtype, step, requests. Empty where none does."""
+    found = [_link(asked), _devices(asked), _dtype(asked)]
+    found += [_option(asked, "token_budget"), _option(asked, "max_sequences"), _requests(asked)]
+    return [change for change in found if change is not None]
 
 
 def with_more(cluster: Cluster, like: Node, count: int) -> Cluster:
@@ -73,6 +78,28 @@ def with_more(cluster: Cluster, like: Node, count: int) -> Cluster:
     free = (name for i in range(1, count + len(names) + 1) if (name := f"added-{i}") not in names)
     added = [dataclasses.replace(like, name=next(free), count=1, address=None, labels=()) for _ in range(count)]
     return dataclasses.replace(cluster, nodes=(*cluster.nodes, *added))
+
+
+def _link(asked: Asked) -> Change | None:
+    """One missing link that is enough; else all of them together, where those are."""
+    dead = list(islice(dead_entries(asked.cluster), _LINKS_TRIED))
+    for entries in [[entry] for entry in dead] + ([dead] if len(dead) > 1 else []):
+        joined = asked.cluster
+        for entry in entries:
+            joined = with_link(joined, entry, _SOME_LINK)
+        if asked.fits(joined):
+            text = f"give {_links_text(entries)} a bandwidth"
+            return Change("link", 0, text, joined, asked.options, asked.traffic)
+    return None
+
+
+def _links_text(entries: Sequence[LinkEntry]) -> str:
+    """``the link between ice-1 and ice-2``; the default's line is named as it is in the file."""
+    if entries[0] == ("default",) and len(entries) == 1:
+        return "links: default"
+    named = ", ".join(entry_text(entry) for entry in entries[:_LINKS_NAMED])
+    more = f" and {len(entries) - _LINKS_NAMED} more" if len(entries) > _LINKS_NAMED else ""
+    return f"{'the link' if len(entries) == 1 else 'the links'} {named}{more}"
 
 
 def _devices(asked: Asked) -> Change | None:

@@ -53,7 +53,14 @@ def plan_for_flow(task: Task) -> Plan:
                 best = found
     if best is None or not best[0].paths:
         traffic = traffic_of(task.model, task.workload, task.options)
-        raise infeasible(task.cluster, task.model, task.options, traffic, cost_table=task.cost_table)
+        raise infeasible(
+            task.cluster,
+            task.model,
+            task.options,
+            traffic,
+            cost_table=task.cost_table,
+            unreachable=task.unreachable,
+        )
     flow, placed = best
     made = finish(task, _emit(task, flow, placed), "maxflow")
     if made.predicted is None:

@@ -17,6 +17,7 @@ from hexgen.scheduler.traffic import Traffic
 from hexgen.units import format_bytes
 
 _SOME_LINK = Link(1e9, 0.0)  # of a group of one device: never used
+_NODES_NAMED = 6
 
 
 def infeasible(
@@ -50,11 +51,18 @@ def infeasible(
         text += f", which hold {held} of {model.layers} layers once activations and whole layers are counted"
         if held >= model.layers and not Topology(cluster).passable(range(len(cluster.nodes))):
             text += ", but links without bandwidth keep them apart"
+    ways = [change.text for change in smallest_changes(Asked(cluster, model, options, traffic, cost_table))]
+    ways = ways or [_larger_devices(cluster, cost, traffic)]
     if unreachable:
-        text += f"; no link leads to {', '.join(unreachable)}"
-    changes = smallest_changes(Asked(cluster, model, options, traffic, cost_table))
-    remedy = ", or ".join(change.text for change in changes) or _larger_devices(cluster, cost, traffic)
-    return InfeasibleError(text, where=f"cluster {cluster.name}", remedy=remedy)
+        named = _named(unreachable)
+        text += f"; no link leads to {named}, whose memory is not counted"
+        ways.insert(0, f"give the links to {named} a bandwidth, so that they count too")
+    return InfeasibleError(text, where=f"cluster {cluster.name}", remedy=", or ".join(ways))
+
+
+def _named(nodes: Sequence[str]) -> str:
+    more = f" and {len(nodes) - _NODES_NAMED} more" if len(nodes) > _NODES_NAMED else ""
+    return ", ".join(nodes[:_NODES_NAMED]) + more
 
 
 def _layers_alone(cost: CostModel, device: DeviceType, traffic: Traffic) -> int:

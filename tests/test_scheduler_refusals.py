@@ -138,6 +138,7 @@ def test_where_the_connected_rest_is_too_small_the_refusal_names_the_others() ->
     with pytest.raises(InfeasibleError, match=r"add 2 more devices of type A100.*") as caught:
         plan(split_cluster(a100=2, l4=2), load_model("llama-2-70b"))
     assert "no link leads to l4-1, l4-2" in str(caught.value)
+    assert "(give the links to l4-1, l4-2 a bandwidth, so that they count too, or " in str(caught.value)
 
 
 def test_no_route_crosses_a_missing_link() -> None:
@@ -158,8 +159,31 @@ def test_no_route_crosses_a_missing_link() -> None:
     check_plan(made, cluster, load_model("llama-1-30b"))
     assert [len(route.path) for route in made.routes] == [2]
     assert "hub" in nodes_of(made)
-    with pytest.raises(InfeasibleError, match="links without bandwidth keep them apart"):
-        plan(cluster, load_model("llama-2-70b"))
+    large = load_model("llama-2-70b")
+    with pytest.raises(InfeasibleError, match=r"keep them apart \(give links: default a bandwidth"):
+        plan(cluster, large)
+    value["links"]["default"]["bandwidth"] = "1Gbps"
+    plan(parse_cluster(value), large, time_limit_s=0)
+
+
+def test_a_missing_link_is_named_before_more_devices() -> None:
+    """A chain of four regions: the way back from the last to the first is what is missing."""
+    links = [{"between": [a, b], "bandwidth": "1Gbps", "latency": "1ms"} for a, b in ("ab", "bc", "cd")]
+    links += [{"within": name, "bandwidth": "1Gbps", "latency": "1ms"} for name in "abcd"]
+    value: dict[str, Any] = {
+        "name": "chain",
+        "nodes": [{"name": f"n{name}", "region": name, "device": "A100"} for name in "abcd"],
+        "links": {"default": {"bandwidth": "0Gbps", "latency": "1ms"}, "regions": links},
+    }
+    model = load_model("llama-1-65b")
+    options = EngineOptions(token_budget=64, max_sequences=8)
+    workload = Workload(prompt_tokens=Lengths(mean=100), output_tokens=Lengths(mean=50))
+    cluster = parse_cluster(value)
+    traffic = traffic_of(model, workload, options)
+    changes = smallest_changes(Asked(cluster, model, options, traffic))
+    assert [change.text for change in changes][:1] == ["give the link between a and d a bandwidth"]
+    assert not plans(cluster, model, options, workload)
+    assert plans(changes[0].cluster, model, options, workload)
 
 
 def test_a_written_plan_over_a_missing_link_is_refused() -> None:

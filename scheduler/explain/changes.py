@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
-from hexgen.cluster import Cluster, DeviceType, Link, Node, NodeLink, RegionLink
+from hexgen.cluster import Cluster, DeviceType, Link, Node
 from hexgen.scheduler.explain.classes import node_classes
 from hexgen.scheduler.explain.facts import Bottleneck, ChangeKind, DeviceUse, LinkUse
+from hexgen.scheduler.link_entries import LinkEntry, entry_text, link_entry, with_link
 from hexgen.units import format_bytes
 
 LINK_FACTORS = (10, 2)
 MEMORY_FACTOR = 2
+_NO_LINK_BYTES_S = 1e9 / 8  # what a missing link is multiplied from
 _KINDS_KEPT = 8  # of each kind of change, the most promising
 
 
@@ -174,7 +176,7 @@ def _faster_links(cluster: Cluster, links: tuple[LinkUse, ...]) -> Iterator[Cand
         key=lambda pair: cluster.link(*pair).bandwidth_bytes_s,
     )
     for a, b in [*crossed, *others]:
-        entry = _entry(cluster, a, b)
+        entry = link_entry(cluster, a, b)
         if entry in seen:
             continue
         seen.add(entry)
@@ -182,35 +184,12 @@ def _faster_links(cluster: Cluster, links: tuple[LinkUse, ...]) -> Iterator[Cand
         yield replace(trials[0], then=trials[1])
 
 
-def _entry(cluster: Cluster, a: str, b: str) -> tuple[str, ...]:
-    """Which line of the cluster file says how fast two nodes are joined, by its kind and names."""
-    if any({a, b} == set(entry.nodes) for entry in cluster.node_links):
-        return ("nodes", *sorted((a, b)))
-    x, y = cluster.node(a).region, cluster.node(b).region
-    if x is not None and y is not None:
-        return ("regions", *sorted((x, y)))
-    return ("default",)
-
-
-def _faster(cluster: Cluster, a: str, b: str, entry: tuple[str, ...], factor: int) -> Candidate:
+def _faster(cluster: Cluster, a: str, b: str, entry: LinkEntry, factor: int) -> Candidate:
     now = cluster.link(a, b)
-    link = Link(now.bandwidth_bytes_s * factor, now.latency_s)
-    if entry[0] == "nodes":
-        changed = replace(
-            cluster,
-            node_links=tuple(NodeLink(e.nodes, link) if set(e.nodes) == {a, b} else e for e in cluster.node_links),
-        )
-        where = f"between {entry[1]} and {entry[2]}"
-    elif entry[0] == "regions":
-        x, y = entry[1], entry[2]
-        # The first of two equal entries wins.
-        changed = replace(cluster, region_links=(RegionLink((x, y), link), *cluster.region_links))
-        where = f"within {x}" if x == y else f"between {x} and {y}"
-    else:
-        changed = replace(cluster, default_link=link)
-        where = "between the nodes"
-    text = f"{bandwidth_text(link.bandwidth_bytes_s)} {where} (now {bandwidth_text(now.bandwidth_bytes_s)})"
-    return Candidate("link", text, changed, (a, b))
+    link = Link((now.bandwidth_bytes_s or _NO_LINK_BYTES_S) * factor, now.latency_s)
+    before = bandwidth_text(now.bandwidth_bytes_s) if now.bandwidth_bytes_s else "none"
+    text = f"{bandwidth_text(link.bandwidth_bytes_s)} {entry_text(entry)} (now {before})"
+    return Candidate("link", text, with_link(cluster, entry, link), (a, b))
 
 
 def bandwidth_text(bytes_s: float) -> str:
