@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 from hexgen.batching.limits import BatchLimits
 from hexgen.batching.segments import Admission, Segment
 from hexgen.batching.sequence import SequenceState
@@ -24,22 +22,24 @@ def form(
     table: SequenceTable, limits: BatchLimits, in_flight: int, number: int
 ) -> tuple[list[Admission], list[Segment]]:
     """What step ``number`` admits and runs, while ``in_flight`` others are under way. Empty: nothing can run."""
-    chosen, prefill_tokens = _choose(table, limits, in_flight, number)
-    segments = _place(table, chosen)
+    decodes, chunks, prefill_tokens = _choose(table, limits, in_flight, number)
+    segments = _place(table, decodes, chunks)
     admitted: list[Admission] = []
     _admit(table, limits, prefill_tokens, admitted, segments)
-    if not segments:
+    if not segments and (table.ready_count or table.prefilling):
         # Every chosen one lacks pages. The oldest may take them from all others, so that something moves.
-        oldest = next((state for state in table.running.values() if not state.awaiting), None)
+        oldest = table.oldest_idle()
         if oldest is not None:
-            segments = _place(table, [(oldest, min(oldest.remaining, limits.token_budget))])
+            segments = _squeeze(table, [(oldest, min(oldest.remaining, limits.token_budget))])
     return admitted, segments
 
 
-def _choose(table: SequenceTable, limits: BatchLimits, in_flight: int, number: int) -> tuple[list[Choice], int]:
+def _choose(
+    table: SequenceTable, limits: BatchLimits, in_flight: int, number: int
+) -> tuple[int, list[Choice], int]:
     """Decodes first, at most a micro-batch of 1/depth of them, longest ready first; then chunks of prompts.
 
-    Also returns the prefill tokens left for admissions.
+    Returns how many decodes, the chunks, and the prefill tokens left for admissions.
     """
     budget = limits.token_budget
     reserve = 0
@@ -48,16 +48,16 @@ def _choose(table: SequenceTable, limits: BatchLimits, in_flight: int, number: i
         reserve = max(1, int(budget * PREFILL_RESERVE)) if budget > 1 else number % 2
     decoding = len(table.running) - len(table.prefilling)
     micro_batch = -(-decoding // limits.depth)
-    decodes = min(len(table.ready), micro_batch, budget - reserve)
-    chosen: list[Choice] = [(state, 1) for state in islice(table.ready.values(), decodes)]
+    decodes = min(table.ready_count, micro_batch, budget - reserve)
+    chunks: list[Choice] = []
     prefill_tokens = _prefill_tokens(table, limits, in_flight, decodes)
     for state in table.prefilling.values():
         if prefill_tokens == 0:
             break
         tokens = min(state.remaining, prefill_tokens)
-        chosen.append((state, tokens))
+        chunks.append((state, tokens))
         prefill_tokens -= tokens
-    return chosen, prefill_tokens
+    return decodes, chunks, prefill_tokens
 
 
 def _prefill_tokens(table: SequenceTable, limits: BatchLimits, in_flight: int, decodes: int) -> int:
@@ -69,6 +69,8 @@ def _prefill_tokens(table: SequenceTable, limits: BatchLimits, in_flight: int, d
     returns.
     """
     budget = limits.token_budget - decodes
+    if limits.depth == 1:
+        return budget
     steps = limits.depth - in_flight
     waiting = table.waiting_tokens
     if decodes > 0:
@@ -86,22 +88,30 @@ def _room(table: SequenceTable) -> int:
     return max(0, table.pool.available - max(len(table.running), int(table.pool.pages * WATERMARK)))
 
 
-def _place(table: SequenceTable, chosen: list[Choice]) -> list[Segment]:
-    """Segments for what was chosen, as far as there are pages.
+def _place(table: SequenceTable, decodes: int, chunks: list[Choice]) -> list[Segment]:
+    """Segments for what was chosen, as far as there are pages."""
+    pool = table.pool
+    needed = table.pages_to_decode(decodes)
+    for state, tokens in chunks:
+        needed += pool.pages_for(state.computed + tokens) - len(state.pages)
+    if needed > pool.available:
+        return _squeeze(table, [*((state, 1) for state in table.longest_ready(decodes)), *chunks])
+    segments = table.decode(decodes)
+    for state, tokens in chunks:
+        segments.append(table.extend(state, tokens))
+    return segments
 
-    Where pages run out, older sequences take those of younger ones: the youngest is preempted until the older
+
+def _squeeze(table: SequenceTable, chosen: list[Choice]) -> list[Segment]:
+    """Where pages run out, older sequences take those of younger ones: the youngest is preempted until the older
     fits. One that is itself the youngest keeps what it has and waits, or gets a shorter chunk.
     """
-    pool = table.pool
-    needed = sum(pool.pages_for(s.computed + tokens) - len(s.pages) for s, tokens in chosen)
-    squeezed = needed > pool.available
-    if squeezed:  # oldest first, so that no victim has a segment in this step yet
-        chosen = sorted(chosen, key=lambda choice: choice[0].arrival)
     segments: list[Segment] = []
-    for state, wanted in chosen:
+    # Oldest first, so that no victim has a segment in this step yet.
+    for state, wanted in sorted(chosen, key=lambda choice: choice[0].arrival):
         if not state.running:  # preempted for an older one just now
             continue
-        tokens = _make_room(table, state, wanted) if squeezed else wanted
+        tokens = _make_room(table, state, wanted)
         if tokens > 0:
             segments.append(table.extend(state, tokens))
         else:

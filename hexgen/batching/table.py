@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 
 from hexgen.batching.limits import BatchLimits
 from hexgen.batching.pages import PagePool
@@ -37,6 +38,22 @@ class SequenceTable:
     @property
     def first_waiting(self) -> SequenceState | None:
         return next(iter(self.waiting.values()), None)
+
+    @property
+    def ready_count(self) -> int:
+        return len(self.ready)
+
+    def longest_ready(self, count: int) -> list[SequenceState]:
+        return list(islice(self.ready.values(), count))
+
+    def oldest_idle(self) -> SequenceState | None:
+        """The oldest running sequence that awaits no token."""
+        return next((state for state in self.running.values() if not state.awaiting), None)
+
+    def pages_to_decode(self, count: int) -> int:
+        """New pages that the next token of the ``count`` longest ready needs."""
+        size = self.page_size
+        return sum(s.computed == len(s.pages) * size for s in islice(self.ready.values(), count))
 
     def enter(self, state: SequenceState) -> None:
         """A new sequence, at the end of the queue."""
@@ -98,6 +115,10 @@ class SequenceTable:
             new_pages=new_pages,
             sample=sample,
         )
+
+    def decode(self, count: int) -> list[Segment]:
+        """A token more for each of the ``count`` longest ready, for which pages are available."""
+        return [self.extend(state, 1) for state in self.longest_ready(count)]
 
     def accept(self, state: SequenceState, token: int) -> None:
         """The token that a live sequence was awaiting, running or preempted meanwhile."""
