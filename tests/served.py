@@ -124,6 +124,7 @@ def _serve(
             load_tokenizer(checkpoint),
             CoordinatorLimits(waiting or AdmissionLimits()),
             getattr(deployment, "plan", None),
+            deployment.reports,
         )
         await coordinator.start()
         return coordinator

@@ -23,6 +23,13 @@ class RankReport:
     host_s: float  # everything else: batching, headers, page tables, sampling, answering
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """Since the start, by kind: what the means of a step were made of."""
+        n = max(1, self.steps)
+        means = {"compute": self.compute_s, "wait": self.wait_s, "transfer": self.transfer_s, "host": self.host_s}
+        return {kind: mean * n for kind, mean in means.items()}
+
+    @property
     def tensor_bytes(self) -> int:
         return self.weights_bytes + self.kv_bytes + self.buffers_bytes
 

@@ -103,6 +103,7 @@ async def _serve(
         ),
         load_tokenizer(ready.model_path),
         plan=ready.plan,
+        reports=deployment.reports,
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

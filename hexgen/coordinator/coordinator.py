@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hexgen.coordinator.admission import AdmissionLimits, check_prompt
 from hexgen.coordinator.dispatcher import Dispatcher
 from hexgen.coordinator.engine_client import Endpoint
 from hexgen.coordinator.metrics import Metrics
+from hexgen.coordinator.rank_times import RankTimes
 from hexgen.coordinator.stream import RequestStream, RequestUpdate
 from hexgen.coordinator.tokenizer import Tokenizer
 from hexgen.errors import QueueFullError, RequestError, UnavailableError
@@ -19,6 +20,7 @@ from hexgen.plan import Plan
 from hexgen.protocol import Stats
 from hexgen.request import SamplingParams
 from hexgen.routing import RouteState
+from hexgen.worker.report import RankReport
 
 MAX_REQUEST_ID_CHARS = 128
 _THREAD_CHARS = 8192  # a longer text is tokenized beside the event loop
@@ -46,7 +48,7 @@ class Coordinator:
     """One a deployment; lives on one event loop, and every method is called there.
 
     ``endpoints`` are the routes' heads, ``secret`` is the deployment's. Without a ``tokenizer``, prompts are token
-    ids and answers have no text.
+    ids and answers have no text. ``reports`` asks the deployment where its ranks' time went; it may block.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class Coordinator:
         tokenizer: Tokenizer | None = None,
         limits: CoordinatorLimits | None = None,
         plan: Plan | None = None,
+        reports: Callable[[], Mapping[str, RankReport]] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.plan = plan
         self.started_s = time.time()
+        self.ranks = RankTimes(reports)
         self.metrics = Metrics(self)
         self._dispatcher = Dispatcher(
             endpoints,
@@ -115,6 +119,11 @@ class Coordinator:
     def route_tokens_s(self, route: int) -> float | None:
         """Output tokens/s that the route was seen to do when full; None where that is not known."""
         return self._dispatcher.speeds.measured_tokens_s(route)
+
+    @property
+    def rank_reports(self) -> tuple[RankReport, ...]:
+        """As of the last ``ranks.refresh()``."""
+        return self.ranks.last
 
     @property
     def healthy(self) -> bool:

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from hexgen.protocol import Stats
 from hexgen.routing import RouteState
+from hexgen.worker.report import RankReport
 
 _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5)
@@ -28,6 +29,8 @@ class LiveState(Protocol):
     def route_states(self) -> Iterable[RouteState]: ...
     def route_stats(self, route: int) -> Stats | None: ...
     def route_tokens_s(self, route: int) -> float | None: ...
+    @property
+    def rank_reports(self) -> Iterable[RankReport]: ...
 
 
 class Metrics:
@@ -115,3 +118,24 @@ class _LiveCollector(Collector):
             counters["cached_tokens"].add_metric(label, stats.cached_tokens)
         yield from gauges.values()
         yield from counters.values()
+        yield from _rank_counters(live.rank_reports)
+
+
+def _rank_counters(reports: Iterable[RankReport]) -> Iterable[Metric]:
+    labels = ["stage", "rank", "device"]
+    families = {
+        name: CounterMetricFamily(f"hexgen_stage_{name}", text, labels=labels)
+        for name, text in (
+            ("steps", "Steps that the rank has run"),
+            ("compute_seconds", "Layers, embedding and output head, with the stage's collectives in them"),
+            ("wait_seconds", "Idle, until a step's input was there"),
+            ("transfer_seconds", "Passing on to the stage's other ranks and to the next stage"),
+            ("host_seconds", "Everything else: batching, headers, page tables, sampling, answering"),
+        )
+    }
+    for report in reports:
+        label = [report.stage, str(report.rank), report.device]
+        families["steps"].add_metric(label, report.steps)
+        for name, seconds in report.seconds.items():
+            families[f"{name}_seconds"].add_metric(label, seconds)
+    return families.values()

@@ -190,18 +190,38 @@ class ClusterInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Stage(_message.Message):
-    __slots__ = ("name", "first_layer", "end_layer", "devices", "shares")
+    __slots__ = ("name", "first_layer", "end_layer", "devices", "shares", "ranks")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
     END_LAYER_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     SHARES_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     first_layer: int
     end_layer: int
     devices: _containers.RepeatedScalarFieldContainer[str]
     shares: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, name: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., shares: _Optional[_Iterable[float]] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[Rank]
+    def __init__(self, name: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., shares: _Optional[_Iterable[float]] = ..., ranks: _Optional[_Iterable[_Union[Rank, _Mapping]]] = ...) -> None: ...
+
+class Rank(_message.Message):
+    __slots__ = ("rank", "device", "steps", "compute_s", "wait_s", "transfer_s", "host_s")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    HOST_S_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    device: str
+    steps: int
+    compute_s: float
+    wait_s: float
+    transfer_s: float
+    host_s: float
+    def __init__(self, rank: _Optional[int] = ..., device: _Optional[str] = ..., steps: _Optional[int] = ..., compute_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., host_s: _Optional[float] = ...) -> None: ...
 
 class Hop(_message.Message):
     __slots__ = ("stage", "first_layer", "end_layer")

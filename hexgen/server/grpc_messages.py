@@ -11,6 +11,7 @@ from hexgen.errors import RequestError
 from hexgen.proto import inference_pb2 as pb
 from hexgen.request import SamplingParams
 from hexgen.routing import RouteState
+from hexgen.worker.report import RankReport
 
 _REASONS = {
     "stop": pb.FINISH_REASON_STOP,
@@ -114,9 +115,15 @@ def cluster_info(coordinator: Coordinator) -> pb.ClusterInfoResponse:
                 end_layer=stage.layers[1],
                 devices=stage.devices,
                 shares=stage.shares or (),
+                ranks=[_rank(report) for report in coordinator.rank_reports if report.stage == stage.name],
             )
         )
     return response
+
+
+def _rank(report: RankReport) -> pb.Rank:
+    seconds = {f"{kind}_s": value for kind, value in report.seconds.items()}
+    return pb.Rank(rank=report.rank, device=report.device, steps=report.steps, **seconds)
 
 
 def _route(coordinator: Coordinator, state: RouteState) -> pb.RouteStatus:

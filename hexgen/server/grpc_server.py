@@ -90,6 +90,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def ClusterInfo(  # noqa: N802
         self, request: pb.ClusterInfoRequest, context: grpc.aio.ServicerContext
     ) -> pb.ClusterInfoResponse:
+        await self._coordinator.ranks.refresh()
         return cluster_info(self._coordinator)
 
 

@@ -167,6 +167,7 @@ class _Api:
             "created": int(self._coordinator.started_s),
             "owned_by": "hexgen",
             "max_model_len": self._coordinator.max_context,
+            "vocab_size": self._coordinator.model.vocab_size,
         }
 
     async def models(self) -> Response:
@@ -187,6 +188,7 @@ class _Api:
         return JSONResponse(fields, 200 if healthy else 503)
 
     async def metrics(self) -> Response:
+        await self._coordinator.ranks.refresh()
         return Response(self._coordinator.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
