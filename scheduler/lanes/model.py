@@ -36,7 +36,7 @@ _HALVINGS = 16
 _SETTLING = 4  # rounds of the fixed point of batch and step
 # Delays behind prompts grow with the square of their lengths, and these vary: mean square over square of mean, for
 # the conversations that Helix and others replay about 1.5.
-_SPREAD = 1.5
+SPREAD = 1.5
 # Of the roofline's pace that a prompt of some hundred tokens reaches, by the per-layer measurements of Helix's
 # artifact (benchmarks/data/helix_profiles_llama2_70b.json): cards of 70 W do not hold their peak. For published
 # tables only, which say nothing of single prompts.
@@ -151,7 +151,7 @@ def way_times(
             sending = traffic.prompt * edge.token_s
             ahead *= min(1.0, crossing / before)
             taken = requests_s * crossing * sending
-            behind = 1 - math.exp(-_SPREAD * (ahead + taken / 2))
+            behind = 1 - math.exp(-SPREAD * (ahead + taken / 2))
             ahead += taken
             before = crossing
             quiet += edge.delay_s + edge.token_s
@@ -162,7 +162,7 @@ def way_times(
             times = known[stop] = stop_times(stop, traffic, requests_s)
         ahead *= min(1.0, stop.share / before)
         before = stop.share
-        behind = 1 - math.exp(-_SPREAD * (ahead + times.ahead / 2))
+        behind = 1 - math.exp(-SPREAD * (ahead + times.ahead / 2))
         ahead += times.ahead
         quiet += times.decode_s + times.wait_s
         trip += times.decode_s + times.wait_s + behind * times.prompt_s

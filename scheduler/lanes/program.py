@@ -2,7 +2,8 @@
 
 At a given rate every range has a fixed cost in seconds of a decode's trip, and a range either holds the KV room
 asked for and lets the rate through, or is out. So for one rate and one room the quickest shape is a shortest path
-over layers, kind by kind. All rooms that a range can have are tried at rates around the best one found.
+over layers, kind by kind. What a decode has ahead of it when it comes to a kind decides a part of its time there:
+layouts are priced for several such beginnings. All rooms that a range can have are tried at rates around the best.
 """
 
 from __future__ import annotations
@@ -10,34 +11,35 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
 from hexgen.scheduler.figures import KV_FILL
 from hexgen.scheduler.lanes.kinds import Range, Shape, layouts
-from hexgen.scheduler.lanes.model import Stop, stop_limit, stop_times
+from hexgen.scheduler.lanes.model import SPREAD, Stop, StopTimes, stop_limit, stop_times
 from hexgen.scheduler.lanes.ways import Space
 
 _MOST_ROOMS = 24
-_RUNS = 3  # of equal ranges, that a layout consists of
-_SMALL = 1e-9
+_MOST_LAYOUTS = 512  # of one kind that are tried one by one on each beginning
 Floats = npt.NDArray[np.float64]
+# What a decode may bring along: costs between these points are interpolated, and beyond the last everybody waits.
+_AHEAD: Floats = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0])
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Of each layout of one kind. A decode's trip takes ``base + prompts - exp(-E) passed`` seconds there, where
-    E is what it brings along (`hexgen.scheduler.lanes.model`), thinned to the layout's ``share``; to that it adds
-    ``ahead``.
+    """Of each layout of one kind, for each of `_AHEAD`: what a decode's trip takes there, and what it then brings
+    along (``E`` of `hexgen.scheduler.lanes.model`). Both layouts x points.
     """
 
-    base: Floats
-    prompts: Floats
-    passed: Floats
+    trip: Floats
     ahead: Floats
-    share: Floats
+
+
+def _between(values: Floats, at: npt.NDArray[np.int64], part: Floats) -> Floats:
+    """Rows of ``values`` at ``part`` of the way from each point to the next."""
+    return values[:, at] * (1 - part) + values[:, at + 1] * part
 
 
 class Program:
@@ -58,18 +60,16 @@ class Program:
         number = {part: i for i, part in enumerate(ranges)}
         self.room = np.array([self._room(part) for part in ranges], dtype=float)
         self.limit = np.array([stop_limit(self._stop(part), self.traffic) for part in ranges], dtype=float)
-        self._runs, self._counts, self._shares, self._room_of, self._total_of = [], [], [], [], []
+        self._limits: dict[Range, float] = {}
+        self._thin = np.array([*(1 / part.lanes for part in ranges), 1.0])
+        self._stages, self._room_of, self._total_of = [], [], []
         for options in self.options:
-            runs = np.zeros((len(options), _RUNS), dtype=np.int64)
-            counts = np.zeros((len(options), _RUNS), dtype=np.int64)
+            # Shorter layouts end in a range that costs nothing: the number after the last.
+            stages = np.full((len(options), max(map(len, options), default=0)), len(ranges), dtype=np.int64)
             for row, shape in enumerate(options):
-                for slot, (part, same) in enumerate(groupby(shape)):
-                    runs[row, slot], counts[row, slot] = number[part], len(list(same))
-            self._runs.append(runs)
-            self._counts.append(counts)
-            self._shares.append(np.array([1 / shape[0].lanes for shape in options]))
-            rooms = np.where(counts > 0, self.room[runs], np.inf)
-            self._room_of.append(rooms.min(axis=1) if len(options) else np.zeros(0))
+                stages[row, : len(shape)] = [number[part] for part in shape]
+            self._stages.append(stages)
+            self._room_of.append(np.array([min(self.room[number[p]] for p in shape) for shape in options]))
             self._total_of.append(np.array([sum(p.layers for p in shape) for shape in options], dtype=np.int64))
 
     def rooms(self) -> list[float]:
@@ -81,6 +81,13 @@ class Program:
             return found
         steps = np.geomspace(found[0], found[-1], _MOST_ROOMS)
         return sorted({found[int(np.searchsorted(found, step * (1 - 1e-9)))] for step in steps})
+
+    def limit_of(self, part: Range) -> float:
+        """Requests/s of the whole plan that a range lets through; 0 where its machines cannot hold it."""
+        if part not in self._limits:
+            held = self._room(part) > 0
+            self._limits[part] = stop_limit(self._stop(part), self.traffic) if held else 0.0
+        return self._limits[part]
 
     def most_at_once(self, room: float) -> float:
         return KV_FILL * room / self.traffic.resident_tokens
@@ -101,28 +108,26 @@ class Program:
             stop_times(self._stop(part), self.traffic, requests_s) if limit >= requests_s else None
             for part, limit in zip(self.ranges, self.limit, strict=True)
         ]
-        out: list[Costs] = []
         known = np.array(
             [
                 (t.decode_s + t.wait_s + hop, t.prompt_s, t.ahead)
                 if t is not None and math.isfinite(t.decode_s)
                 else (np.inf, 0.0, 0.0)
-                for t in times
+                for t in [*times, StopTimes(-hop, 0.0, 0.0, 0.0)]
             ]
-        ).reshape(len(times), 3)
-        for runs, counts, share in zip(self._runs, self._counts, self._shares, strict=True):
-            base, prompts, passed, ahead = (np.zeros(len(share)) for _ in range(4))
-            for slot in range(runs.shape[1]):
-                number = counts[:, slot]
-                own, prompt, adds = (known[runs[:, slot], column] for column in range(3))
-                base += number * np.where(number > 0, own, 0.0)
-                prompts += number * prompt
-                # Of the stages of a run, the k-th is met with exp(-(ahead + (k + 1/2) adds)): a geometric series.
-                ratio = np.exp(-adds)
-                series = np.where(adds > _SMALL, (1 - ratio**number) / np.maximum(1 - ratio, _SMALL), number)
-                passed += prompt * np.exp(-(ahead + adds / 2)) * series
-                ahead += number * adds
-            out.append(Costs(base, prompts, passed, ahead, share))
+        )
+        own, prompts, adds = known.T
+        out: list[Costs] = []
+        for stages in self._stages:
+            ahead = np.tile(_AHEAD, (len(stages), 1))
+            trip = np.zeros_like(ahead)
+            for stage in stages.T:
+                # Dealt out anew among the range's lanes, a decode keeps one in so many of the prompts before it.
+                ahead *= self._thin[stage][:, None]
+                behind = 1 - np.exp(-SPREAD * (ahead + adds[stage][:, None] / 2))
+                trip += own[stage][:, None] + prompts[stage][:, None] * behind
+                ahead += adds[stage][:, None]
+            out.append(Costs(trip, ahead))
         return out
 
     def _hops(self) -> Iterator[float]:
@@ -139,33 +144,36 @@ class Program:
         room: float,
         costs: Sequence[Costs],
     ) -> Shape | None:
+        """One label a number of layers: the quickest way there, and what it brings along."""
         end = self.layers + 1
         trip = np.full(end, np.inf)
         trip[0] = 0.0
-        ahead, share = np.zeros(end), np.ones(end)
+        ahead = np.zeros(end)
         chosen: list[npt.NDArray[np.int64]] = []
         for kind in order:
-            cost = costs[kind]
-            fits = (self._room_of[kind] >= room) & np.isfinite(cost.base)
-            typical = math.exp(-float(ahead[np.isfinite(trip)].mean()))
-            value = cost.base + cost.prompts - typical * cost.passed
-            # Of the layouts of as many layers: the quickest for a typical beginning.
-            usable = np.flatnonzero(fits)
-            totals = self._total_of[kind][usable]
-            ranked = usable[np.lexsort((value[usable], totals))]
-            firsts = np.unique(self._total_of[kind][ranked], return_index=True)
-            best = dict(zip(firsts[0].tolist(), ranked[firsts[1]].tolist(), strict=True))
-            new_trip, new_ahead, new_share = trip.copy(), ahead.copy(), share.copy()
+            cost, totals = costs[kind], self._total_of[kind]
+            labels = np.flatnonzero(np.isfinite(trip))
+            at = np.clip(np.searchsorted(_AHEAD, ahead[labels], side="right") - 1, 0, len(_AHEAD) - 2)
+            part = np.clip((ahead[labels] - _AHEAD[at]) / (_AHEAD[at + 1] - _AHEAD[at]), 0.0, 1.0)
+            usable = np.flatnonzero((self._room_of[kind] >= room) & np.isfinite(cost.trip[:, 0]))
+            if len(usable) > _MOST_LAYOUTS:
+                # Of those of as many layers, the quickest for a typical beginning.
+                ranked = usable[np.lexsort((cost.trip[usable, int(np.median(at))], totals[usable]))]
+                usable = ranked[np.unique(totals[ranked], return_index=True)[1]]
             picks = np.full(end, -1)
-            for total, i in best.items():
-                kept = ahead[: end - total] * np.minimum(1.0, cost.share[i] / share[: end - total])
-                found = trip[: end - total] + cost.base[i] + cost.prompts[i] - np.exp(-kept) * cost.passed[i]
-                better = found < new_trip[total:]
-                new_trip[total:][better] = found[better]
-                new_ahead[total:][better] = kept[better] + cost.ahead[i]
-                new_share[total:][better] = cost.share[i]
-                picks[total:][better] = i
-            trip, ahead, share = new_trip, new_ahead, new_share
+            if len(usable):
+                goal = totals[usable][:, None] + labels[None, :]
+                rows, columns = np.nonzero(goal < end)
+                found, brings = np.full((len(usable), end), np.inf), np.zeros((len(usable), end))
+                ends = goal[rows, columns]
+                taken = trip[labels][None, :] + _between(cost.trip[usable], at, part)
+                found[rows, ends] = taken[rows, columns]
+                brings[rows, ends] = _between(cost.ahead[usable], at, part)[rows, columns]
+                first, every = found.argmin(axis=0), np.arange(end)
+                better = found[first, every] < trip
+                picks[better] = usable[first][better]
+                trip = np.where(better, found[first, every], trip)
+                ahead = np.where(better, brings[first, every], ahead)
             chosen.append(picks)
         if not math.isfinite(trip[self.layers]):
             return None
