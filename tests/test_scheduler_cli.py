@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hexgen.cli import main
 from hexgen.cli.plan_progress import progress_text, search_shown
+from hexgen.cli.plan_run import PlanRequest
 from hexgen.cluster import load_cluster
 from hexgen.model import load_model
 from hexgen.plan import load_plan, parse_plan, resolve_cluster
@@ -95,9 +98,11 @@ def test_a_page_and_a_chart_are_written(cluster: str, tmp_path: Path, capsys: py
     assert all(f">{name}<" in text for name in stages)
     assert "What would change it" not in text
     assert chart.read_bytes().startswith(b"\x89PNG")
-    assert run(cluster, "--html", str(page), "--explain", "--what-if", "0.1") == 0
+    written = tmp_path / "plan.yaml"
+    assert run(cluster, "-o", str(written), "--html", str(page), "--explain", "--what-if", "0.1") == 0
     captured = capsys.readouterr()
     assert "predicted:" in captured.out
+    assert f"wrote {written}" in captured.err
     assert f"wrote {page}" in captured.err
     assert "What would change it" in page.read_text()
 
@@ -235,6 +240,37 @@ def test_bad_input_is_one_line_and_status_2(
     assert captured.err.count("\n") == 1
     assert expected in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_no_file_is_written_over_another(cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path(cluster).read_text()
+    assert run(cluster, "-o", cluster) == 2
+    assert "is the cluster file" in capsys.readouterr().err
+    assert Path(cluster).read_text() == before
+    page = str(tmp_path / "plan.html")
+    assert run(cluster, "-o", page, "--html", page) == 2
+    assert "one file cannot be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("beside", "shows"),
+    [
+        ({}, True),
+        ({"output": "p.yaml"}, False),
+        ({"output": "p.yaml", "html": "p.html"}, True),
+        ({"output": "p.yaml", "plot": "p.svg"}, True),
+        ({"output": "p.yaml", "explain": True}, True),
+        ({"as_json": True, "compare": True}, False),
+    ],
+)
+def test_tables_are_printed_unless_only_a_file_or_json_is_asked_for(beside: dict[str, Any], shows: bool) -> None:
+    given = {name: Path(value) if isinstance(value, str) else value for name, value in beside.items()}
+    plain = PlanRequest(
+        cluster=Path("c.yaml"), model=None, workload=None, objective="throughput", time_limit_s=None,
+        engine="auto", cost=None, seed=0, old=None, output=None, as_json=False, explain=False, what_if_s=0.0,
+        compare=False, html=None, plot=None,
+    )  # fmt: skip
+    assert dataclasses.replace(plain, **given).shows is shows
 
 
 def test_a_missing_cluster_file_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:

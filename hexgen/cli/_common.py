@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,15 @@ RayOption = Annotated[
         "--ray-address", help="HOST:PORT of a Ray cluster's head (default: RAY_ADDRESS, else a local instance)."
     ),
 ]
+WorkloadOption = Annotated[
+    str | None,
+    typer.Option("--workload", help="A YAML file, a .csv trace, or text like prompt=763,output=232,rate=2.5."),
+]
+CostOption = Annotated[
+    Path | None,
+    typer.Option("--cost", help="A cost table, published or measured, in place of the catalogue's figures."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output and nothing else.")]
 
 
 def say(text: str) -> None:
