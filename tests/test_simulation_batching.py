@@ -21,11 +21,11 @@ class Lockstep:
     """Both batchers, given the same events in the same order."""
 
     limits: BatchLimits
-    repeat: bool
+    repeat: bool  # as the simulator does where it can
 
     def __post_init__(self) -> None:
         self.real = Batcher(self.limits)
-        self.counted = CountedBatcher(self.limits, repeat=self.repeat)
+        self.counted = CountedBatcher(self.limits)
         self.sent: list[tuple[int, tuple[int, ...]]] = []  # real steps in flight, and who samples
         self.added = 0
         self.ended: list[int] = []
@@ -48,9 +48,12 @@ class Lockstep:
             if real is None or counted is None:
                 break
             expected = [
-                (s.sequence, s.start, s.end, s.sample, s.kind == SegmentKind.DECODE) for s in real.segments
+                (s.sequence, s.start, s.end, s.sample, s.kind == SegmentKind.DECODE)
+                for s in sorted(real.segments, key=lambda s: s.kind != SegmentKind.DECODE)
             ]
             assert _parts(counted) == expected
+            assert counted.tokens == sum(end - start for _, start, end, _, _ in expected)
+            assert counted.seen == sum((end - start) * (start + end + 1) / 2 for _, start, end, _, _ in expected)
             self.sent.append((real.number, tuple(s.sequence for s in real.sampled)))
         self.same_state()
 
@@ -60,21 +63,24 @@ class Lockstep:
             return
         number, sampled = self.sent.pop(0)
         events = self.real.complete(number, [SampledToken(s, 1) for s in sampled])
-        repeated = self.counted.repeat()
-        if repeated is None:
-            done = self.counted.complete()
-            assert [(s.number, ends) for s, ends in done] == [
-                (e.request, e.finish_reason is not None) for e in events
-            ]
-            self.ended += [s.number for s, ends in done if ends]
+        if not self.repeat or self.counted.repeat(0.0) is None:
+            back = self.counted.complete(0.0)
+            assert back.tokens == len(events)
+            assert sorted(s.number for s in back.ended) == sorted(
+                e.request for e in events if e.finish_reason is not None
+            )
+            assert all(s.known == s.end for s in back.ended)
+            assert sum(count for _, count in back.gaps) + len(back.began) == len(events)
+            self.ended += [s.number for s in back.ended]
             self.form()
             return
         # The real one sends the same decodes again, and nothing else.
+        repeated = self.counted.in_flight[-1]
         assert all(e.finish_reason is None for e in events)
         step = self.real.next_step()
         assert step is not None
         assert [(s.sequence, s.kind) for s in step.segments] == [
-            (s.number, SegmentKind.DECODE) for s in repeated.sampled
+            (number, SegmentKind.DECODE) for number, *_ in _parts(repeated)
         ]
         assert repeated.seen == sum(s.end for s in step.segments)
         assert self.real.next_step() is None
@@ -84,7 +90,7 @@ class Lockstep:
     def same_state(self) -> None:
         table = self.counted.table
         assert self.real.free_pages == self.counted.free_pages
-        assert (self.real.running, self.real.waiting) == (len(table.running), len(table.waiting))
+        assert (self.real.running, self.real.waiting) == (self.counted.running, self.counted.waiting)
         assert self.real.stats().preemptions == table.preemptions
         assert self.real.in_flight == len(self.counted.in_flight)
 
@@ -99,7 +105,7 @@ def test_prompts_are_told_from_decodes() -> None:
     load = first.load
     assert (load.tokens, load.prefill_tokens, load.prefill_sequences) == (30, 30, 2)
     assert load.prefill_attended == load.attended == 55 + 210
-    batcher.complete()
+    batcher.complete(0.0)
     batcher.add(40, 5, 0)
     second = batcher.next_step()
     assert second is not None
@@ -107,7 +113,7 @@ def test_prompts_are_told_from_decodes() -> None:
     assert (load.tokens, load.sequences, load.samples) == (42, 3, 3)
     assert (load.prefill_tokens, load.prefill_attended, load.prefill_kv_read) == (40, 820, 40)
     assert (load.prefill_sequences, load.attended - load.prefill_attended) == (1, 11 + 21)
-    batcher.complete()
+    batcher.complete(0.0)
     batcher.add(1, 5, 0)
     third = batcher.next_step()
     assert third is not None
@@ -116,7 +122,12 @@ def test_prompts_are_told_from_decodes() -> None:
 
 
 def _parts(step: CountedStep) -> Seen:
-    return [(state.number, *rest) for state, *rest in step.parts]  # type: ignore[misc]
+    """In the order of the policy: where pages are short, by arrival."""
+    cohort = step.cohort
+    decodes = [] if cohort is None else [(s, s.base + cohort.rounds - 1, s.base + cohort.rounds) for s in cohort]
+    parts = [(s.number, start, end, True, True) for s, start, end in decodes]
+    parts += [(s.number, *rest) for s, *rest in step.chunks]  # type: ignore[misc]
+    return parts
 
 
 limits = st.builds(

@@ -1,13 +1,13 @@
 """The engine's batching policy over counts: how many tokens and pages, not which.
 
 `hexgen.batching.policy` decides, as it does in the engine; what differs is the table it decides over. A simulated
-token has no value, and page numbers and prefix digests change nothing where every prompt is new, so a sequence is
-a few integers here. The tests run this and the engine's own `Batcher` in lockstep.
+token has no value, and page numbers and prefix digests change nothing where every prompt is new, so sequences are
+a few integers, and those that decode together are counted together (`cohort.py`). The tests run this and the
+engine's own `Batcher` in lockstep.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from typing import cast
 
@@ -15,44 +15,12 @@ from hexgen.batching.limits import BatchLimits
 from hexgen.batching.pages import PagePool
 from hexgen.batching.policy import PREFILL_RESERVE, form
 from hexgen.batching.segments import Admission, Segment
-from hexgen.batching.sequence import SequenceState
 from hexgen.batching.table import SequenceTable
 from hexgen.request import SamplingParams
-from hexgen.scheduler.traffic import StepLoad
+from hexgen.scheduler.simulation.cohort import Cohort, CountedSequence, Part
+from hexgen.scheduler.simulation.step import CountedStep, Returned, Windows
 
 _NOTED = Admission(0, SamplingParams(), 0)  # the policy only passes admissions on
-Part = tuple["CountedSequence", int, int, bool, bool]  # sequence, first position, end, samples, decodes
-Windows = tuple[tuple[int | None, int], ...]  # sliding window, how many layers have it; () for none at all
-
-
-class CountedSequence(SequenceState):
-    """A sequence of ``known`` tokens (prompt and output so far) that ends with ``end`` of them."""
-
-    __slots__ = ("end", "first", "group", "known", "last_s", "request")
-
-    def __init__(self, number: int, prompt: int, end: int, request: int) -> None:
-        self.number = number
-        self.arrival = number
-        self.prompt_tokens = prompt
-        self.known = prompt
-        self.end = end
-        self.request = request
-        self.pages = cast(list[int], range(0))  # the policy asks only how many
-        self.computed = 0
-        self.running = False
-        self.awaiting = False
-        self.admissions = 0
-        self.group: CountedStep | None = None  # the step in flight that repeats with it
-        self.last_s = 0.0  # when its last token came
-        self.first = True  # no token has come yet
-
-    @property
-    def tokens(self) -> range:  # type: ignore[override]
-        return range(self.known)
-
-    @property
-    def remaining(self) -> int:
-        return self.known - self.computed
 
 
 class _CountedPool(PagePool):
@@ -68,9 +36,11 @@ class _CountedPool(PagePool):
         return self.count
 
 
-class _CountedTable(SequenceTable):
-    """As the engine's: which lists a sequence is on. ``blocked``: the first of the waiting found no place when
-    last tried, and nothing has been given back since.
+class CountedTable(SequenceTable):
+    """As the engine's: which lists a sequence is on. Ready sequences stand in cohorts, longest ready first; where
+    pages are short, each stands for itself in ``loose`` until the step is formed.
+
+    ``blocked``: the first of the waiting found no place when last tried, and nothing has been given back since.
     """
 
     def __init__(self, limits: BatchLimits) -> None:
@@ -78,258 +48,270 @@ class _CountedTable(SequenceTable):
         self.page_size = limits.page_size
         self.pool = self.counted = _CountedPool(limits.pages, limits.page_size)
         self.blocked = False
+        self.queue: deque[Cohort] = deque()
+        self.loose: dict[int, CountedSequence] = {}
+        self._ready = 0
 
-    def enter(self, state: SequenceState) -> None:
+    # ---- ready sequences -------------------------------------------------------------------------------------
+
+    @property
+    def ready_count(self) -> int:
+        return self._ready
+
+    def returned(self, cohort: Cohort) -> None:
+        """Its step is back, and its members are ready."""
+        self.queue.append(cohort)
+        self._ready += cohort.size
+
+    def pages_to_decode(self, count: int) -> int:
+        if count == 0:
+            return 0
+        self._front(count)
+        return self.queue[0].pages
+
+    def decode(self, count: int) -> list[Segment]:
+        if count == 0:
+            return []
+        cohort = self.queue.popleft()  # `pages_to_decode` has cut it to size
+        self._ready -= count
+        cohort.sent = True
+        self.counted.count -= cohort.advance()
+        return [cast(Segment, cohort)]
+
+    def _front(self, count: int) -> None:
+        """The first cohort has ``count`` members from here on."""
+        queue = self.queue
+        first = queue.popleft()
+        while first.size < count:
+            first = first.merged(queue.popleft())
+        if first.size > count:
+            first, rest = first.split(count)
+            queue.appendleft(rest)
+        queue.appendleft(first)
+
+    def longest_ready(self, count: int) -> list[CountedSequence]:  # type: ignore[override]
+        self._loosen()
+        return list(self.loose.values())[:count]
+
+    def oldest_idle(self) -> CountedSequence | None:
+        self._loosen()
+        return cast(CountedSequence | None, super().oldest_idle())
+
+    def _loosen(self) -> None:
+        while self.queue:
+            for state in self.queue.popleft().dissolve():
+                self.loose[state.number] = state
+                state.pages = self._pages(state)
+
+    def gather(self) -> None:
+        """Whoever was not chosen is ready as before."""
+        if self.loose:
+            self.queue.append(Cohort.of(self.loose.values(), self.page_size, sent=False))
+            self.loose.clear()
+
+    def postpone(self, state: CountedSequence) -> None:  # type: ignore[override]
+        if state.number in self.loose:
+            self.loose[state.number] = self.loose.pop(state.number)
+
+    def _pages(self, state: CountedSequence) -> list[int]:
+        return cast(list[int], range(-(-state.computed // self.page_size)))  # the policy asks only how many
+
+    # ---- all others ------------------------------------------------------------------------------------------
+
+    def enter(self, state: CountedSequence) -> None:  # type: ignore[override]
         if not self.waiting:
             self.blocked = False
-        super().enter(state)
+        self.waiting[state.number] = state
+        self.waiting_tokens += state.known
 
-    def start(self, state: SequenceState, cached: list[int]) -> Admission:
-        del self.waiting[state.number]
-        self.waiting_tokens -= len(state.tokens)
-        self.running[state.number] = state
-        self.prefilling[state.number] = state
+    def start(self, state: CountedSequence, cached: list[int]) -> Admission:  # type: ignore[override]
+        number = state.number
+        del self.waiting[number]
+        self.waiting_tokens -= state.known
+        self.running[number] = state
+        self.prefilling[number] = state
         state.running = True
-        state.admissions += 1
+        state.pages = cached
         self.blocked = False
         return _NOTED
 
-    def extend(self, state: SequenceState, tokens: int) -> Segment:
+    def extend(self, state: CountedSequence, tokens: int) -> Segment:  # type: ignore[override]
         start = state.computed
         end = state.computed = start + tokens
-        pages = -(-end // self.page_size)
-        held = len(state.pages)
-        if pages > held:
-            self.counted.count -= pages - held
-            state.pages = cast(list[int], range(pages))
-        counted = cast(CountedSequence, state)
-        sample = end == counted.known
-        decode = self.ready.pop(state.number, None) is not None
-        if sample and not decode:
+        pages = state.pages = self._pages(state)
+        self.counted.count -= len(pages) - -(-start // self.page_size)
+        sample = end == state.known
+        decode = bool(self.loose) and self.loose.pop(state.number, None) is not None
+        if decode:
+            self._ready -= 1
+        elif sample:
             del self.prefilling[state.number]
-        state.awaiting = sample
+        state.waits = sample
         return cast(Segment, (state, start, end, sample, decode))
 
-    def accept(self, state: SequenceState, token: int) -> None:
-        state.awaiting = False
-        cast(CountedSequence, state).known += 1
-        if state.running:
-            self.ready[state.number] = state
-        else:
+    def accept(self, state: CountedSequence, token: int) -> None:  # type: ignore[override]
+        """A token of a sequence in no cohort: its first since it was admitted, or the last before it left."""
+        state.waits = False
+        state.known += 1
+        if not state.running:
             self.waiting_tokens += 1
 
-    def preempt(self, state: SequenceState) -> None:
-        group = cast(CountedSequence, state).group
-        if group is not None:
-            self.settle(group)
-        super().preempt(state)
-        self.blocked = False
+    def preempt(self, state: CountedSequence) -> None:  # type: ignore[override]
+        if state.cohort is not None:  # in flight: those that are ready stand for themselves by now
+            state.cohort.orphan(state)
+        self.withdraw(state)
+        self.waiting[state.number] = state
+        self.waiting.move_to_end(state.number, last=False)
+        self.waiting_tokens += state.known
+        self.preemptions += 1
 
-    def _withdraw(self, state: SequenceState) -> None:
+    def end(self, state: CountedSequence) -> None:  # type: ignore[override]
+        if state.running:
+            self.withdraw(state)
+        else:
+            del self.waiting[state.number]
+            self.waiting_tokens -= state.known
+
+    def withdraw(self, state: CountedSequence) -> None:
         number = state.number
         del self.running[number]
-        self.ready.pop(number, None)
+        if self.loose.pop(number, None) is not None:
+            self._ready -= 1
         self.prefilling.pop(number, None)
-        self.counted.count += len(state.pages)
+        self.counted.count += -(-state.computed // self.page_size)
         self.released.append(number)
         state.running = False
-        state.pages = cast(list[int], range(0))
+        state.pages = []
         state.computed = 0
         self.blocked = False
-
-    def settle(self, group: CountedStep) -> None:
-        """Write into the sequences how often their step was repeated; from here on they are on their own."""
-        rounds, page = group.rounds, self.page_size
-        for state in group.sampled:
-            state.group = None
-            if rounds:
-                state.known += rounds
-                state.computed += rounds
-                state.last_s = group.last_s
-                state.pages = cast(list[int], range(-(-state.computed // page)))
-        group.repeats = False
-
-
-class CountedStep:
-    """A step in flight. ``seen``: positions that its tokens attend to, summed, averaged over sliding windows.
-
-    One that only decodes may come back and leave again many times as it is: ``rounds`` counts them, and its
-    sequences hear of it when they are settled.
-    """
-
-    __slots__ = (
-        "kv_read", "last_s", "left", "number", "parts", "plain", "prompts", "repeats", "residues", "rounds",
-        "sampled", "seconds", "seen", "segments", "tokens",
-    )  # fmt: skip
-
-    def __init__(self, number: int, parts: list[Part], windows: Windows) -> None:
-        self.number = number
-        self.parts = parts
-        self.sampled: list[CountedSequence] = []
-        self.tokens = 0
-        self.segments = len(parts)
-        self.rounds = 0
-        self.last_s = 0.0  # when it last came back, or was formed
-        self.seconds: list[float] = []  # on each stage of the route
-        seen = read = 0.0
-        # Of them, what longer segments bring: tokens, positions seen, KV read, sequences. A prompt's lone last
-        # token is a decode to a stage.
-        chunk_tokens = chunks = 0
-        chunk_seen = chunk_read = 0.0
-        for state, start, end, samples, _ in parts:
-            self.tokens += end - start
-            if samples:
-                self.sampled.append(state)
-            if end == start + 1:
-                context = end if not windows else _windowed(end, windows)
-                seen += context
-                read += context
-            else:
-                chunk_tokens += end - start
-                chunks += 1
-                chunk_seen += _attended(start, end, windows)
-                chunk_read += end if not windows else _windowed(end, windows)
-        self.seen, self.kv_read = seen + chunk_seen, read + chunk_read
-        self.prompts = (float(chunk_tokens), chunk_seen, chunk_read, float(chunks))
-        # One token of each sequence: its cost is that of decodes, also where one is a prompt's last.
-        self.plain = self.tokens == len(self.sampled) == len(parts) > 0
-        self.repeats = False
-        self.left = 0
-        self.residues: list[int] = []
-
-    @property
-    def load(self) -> StepLoad:
-        return StepLoad(
-            float(self.tokens),
-            self.seen,
-            self.kv_read,
-            float(self.segments),
-            float(len(self.sampled)),
-            *self.prompts,
-        )
 
 
 class CountedBatcher:
     """One route's `Batcher` over counts: the same calls, the same order, no token values."""
 
-    def __init__(self, limits: BatchLimits, windows: Windows = (), *, repeat: bool = True) -> None:
+    def __init__(self, limits: BatchLimits, windows: Windows = ()) -> None:
         self.limits = limits
-        self.table = _CountedTable(limits)
+        self.table = CountedTable(limits)
         self.in_flight: deque[CountedStep] = deque()
         self.steps = 0
         self.repeated = 0  # of them, without asking the policy
         self._windows = windows
-        self._numbers = itertools.count()
+        self._context = limits.context
+        self._added = 0
         # Below this many sequences the budget never cuts a step of decodes, whatever is kept for prefill.
         self._uncut = limits.token_budget - max(1, int(limits.token_budget * PREFILL_RESERVE))
-        self._may_repeat = repeat and not windows and limits.token_budget > 1
+        self._may_repeat = not windows and limits.token_budget > 1
 
     @property
     def free_pages(self) -> int:
         return self.table.counted.count
 
-    def add(self, prompt: int, output: int, request: int) -> CountedSequence:
+    @property
+    def running(self) -> int:
+        return len(self.table.running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.table.waiting)
+
+    @property
+    def preemptions(self) -> int:
+        return self.table.preemptions
+
+    def add(self, prompt: int, output: int, request: int) -> None:
         """A request joins the queue; its prompt must be shorter than the context."""
-        number = next(self._numbers)
-        state = CountedSequence(number, prompt, min(prompt + output, self.limits.context), request)
-        self.table.enter(state)
-        return state
+        self.table.enter(CountedSequence(self._added, prompt, min(prompt + output, self._context), request))
+        self._added += 1
 
     def next_step(self) -> CountedStep | None:
         """As ``Batcher.next_step``."""
-        if len(self.in_flight) >= self.limits.depth:
+        in_flight, table = self.in_flight, self.table
+        if len(in_flight) >= self.limits.depth:
             return None
-        table = self.table
-        _, segments = form(table, self.limits, len(self.in_flight), self.steps)
-        if not segments and (self.in_flight or not table.released):
+        _, segments = form(table, self.limits, len(in_flight), self.steps)
+        table.gather()
+        if not segments and (in_flight or not table.released):
             return None
-        parts = cast(list[Part], segments)
-        step = CountedStep(self.steps, parts, self._windows)
+        step = CountedStep(cast("list[Cohort | Part]", segments), table.page_size, self._windows)
         table.released.clear()
         self.steps += 1
-        self.in_flight.append(step)
-        if all(part[4] for part in parts):
-            if table.waiting and not next(iter(table.waiting.values())).awaiting:
-                table.blocked = True
-            if parts and self._may_repeat:
-                self._open(step)
+        in_flight.append(step)
+        if table.waiting and not step.chunks and not next(iter(table.waiting.values())).awaiting:
+            table.blocked = True
         return step
 
-    def complete(self) -> list[tuple[CountedSequence, bool]]:
-        """The oldest step is back: each sequence that got a token, and whether it ends with it."""
-        step = self.in_flight.popleft()
-        table = self.table
-        if step.repeats:
-            table.settle(step)
-        done: list[tuple[CountedSequence, bool]] = []
-        for state in step.sampled:
-            table.accept(state, 0)
-            ends = state.known >= state.end
-            if ends:
+    def complete(self, now_s: float) -> Returned:
+        """The oldest step is back."""
+        step, table = self.in_flight.popleft(), self.table
+        cohort = step.cohort
+        gaps: list[tuple[float, int]] = []
+        began: list[CountedSequence] = []
+        ended: list[CountedSequence] = []
+        if cohort is not None:
+            gaps = cohort.arrive(now_s)
+            ended = cohort.ended()
+            for state in ended:
                 table.end(state)
-            done.append((state, ends))
-        return done
+        singles = step.finishing if cohort is None or not cohort.orphans else [*cohort.orphans, *step.finishing]
+        for state in singles:
+            table.accept(state, 0)
+            if state.first:
+                state.first = False
+                began.append(state)
+            else:
+                gaps.append((now_s - state.last_s, 1))
+            state.last_s = now_s
+            if state.known >= state.end:
+                table.end(state)
+                ended.append(state)
+            elif state.running:
+                if cohort is None:
+                    cohort = Cohort(table.page_size, now_s)
+                cohort.join(state, now_s)
+        if cohort is not None:
+            cohort.orphans.clear()
+            if step.order is not None:
+                cohort = cohort.ordered(step.order)
+            if cohort.size:
+                table.returned(cohort)
+        return Returned(step.samples, gaps, began, ended)
 
-    def repeat(self) -> CountedStep | None:
+    def repeat(self, now_s: float) -> list[tuple[float, int]] | None:
         """Where the oldest step is back, nobody in it ends, and the policy would send the very same decodes again:
-        do so, and return it. None where the policy must be asked (``complete``, then ``next_step``).
+        do so, and return the gaps as `complete` does. None where the policy must be asked (``complete``, then
+        ``next_step``).
 
         It would, because nothing else is ready or in prefill, whoever waits was refused with more room than there
         is now, the step is no larger than a micro-batch, and there are pages.
         """
         step, table = self.in_flight[0], self.table
-        if not step.repeats or step.rounds + 1 >= step.left:
+        cohort = step.cohort
+        if cohort is None or not self.may_repeat(step, cohort):
             return None
-        size = len(step.sampled)
-        if (
-            table.ready
-            or table.prefilling
-            or (table.waiting and not table.blocked)
-            or size > self._uncut
-            or size > -(-len(table.running) // self.limits.depth)
-        ):
+        pages = cohort.pages
+        if cohort.left <= 0 or pages > table.counted.count:
             return None
-        step.rounds += 1
-        pages = step.residues[(1 - step.rounds) % self.limits.page_size]
-        if pages > table.counted.count:
-            step.rounds -= 1
-            return None
+        gaps = cohort.arrive(now_s)
+        cohort.sent = True
+        cohort.advance()
         table.counted.count -= pages
         table.released.clear()
-        step.seen += size
-        step.kv_read = step.seen
+        step.seen = step.kv_read = float(cohort.total)
         self.in_flight.rotate(-1)
         self.steps += 1
         self.repeated += 1
-        return step
+        return gaps
 
-    def _open(self, step: CountedStep) -> None:
-        """Note what `repeat` asks of a step of decodes."""
-        page = self.limits.page_size
-        residues = [0] * page
-        left = self.limits.context
-        for state in step.sampled:
-            state.group = step
-            residues[state.computed % page] += 1
-            left = min(left, state.end - state.known)
-        step.residues, step.left, step.repeats = residues, left, True
-
-
-def _windowed(context: int, windows: Windows) -> float:
-    layers = sum(n for _, n in windows)
-    return sum(n * (context if w is None else min(context, w)) for w, n in windows) / layers
-
-
-def _attended(start: int, end: int, windows: Windows) -> float:
-    """Positions attended to by the tokens at [start, end), each to itself and all before it, windows averaged."""
-    if not windows:
-        return (end - start) * (start + end + 1) / 2
-    layers = sum(n for _, n in windows)
-    return sum(n * _attended_within(start, end, w) for w, n in windows) / layers
-
-
-def _attended_within(start: int, end: int, window: int | None) -> float:
-    if window is None or end <= window:
-        return (end - start) * (start + end + 1) / 2
-    growing = max(0, window - start)  # tokens whose whole past is inside the window
-    return growing * (start + start + growing + 1) / 2 + (end - start - growing) * window
+    def may_repeat(self, step: CountedStep, cohort: Cohort) -> bool:
+        """Whether the step would go again as it is, as far as ends and pages do not matter."""
+        table = self.table
+        return not (
+            step.chunks
+            or table.ready_count
+            or table.prefilling
+            or (table.waiting and not table.blocked)
+            or cohort.orphans
+            or cohort.size > self._uncut
+            or cohort.size > -(-len(table.running) // self.limits.depth)
+            or not self._may_repeat
+        )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hexgen.routing import Need, Router, RouteState
 from hexgen.scheduler.simulation.counted import CountedBatcher
 from hexgen.scheduler.simulation.layout import RoutePath
+from hexgen.scheduler.simulation.tokenwise import TokenwiseBatcher
 
 
 class FrontDoor:
@@ -16,7 +17,10 @@ class FrontDoor:
     """
 
     def __init__(
-        self, paths: Sequence[RoutePath], batchers: Sequence[CountedBatcher], most_waiting: int | None
+        self,
+        paths: Sequence[RoutePath],
+        batchers: Sequence[CountedBatcher | TokenwiseBatcher],
+        most_waiting: int | None,
     ) -> None:
         self.router = Router(
             RouteState(
@@ -52,7 +56,7 @@ class FrontDoor:
             return None
         for state, batcher in zip(self._states, self._batchers, strict=True):
             state.free_pages = batcher.free_pages
-            state.waiting = len(batcher.table.waiting)
+            state.waiting = batcher.waiting
         blocked: set[int] = set()
         for place, (request, need) in enumerate(self.queue):
             route = self.router.choose(need, blocked)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from hexgen.batching.limits import BatchLimits
 from hexgen.cluster import Cluster
@@ -15,13 +16,13 @@ from hexgen.scheduler.cost import CostModel, EdgeCost, StageProfile
 from hexgen.scheduler.evaluate import group_shape
 from hexgen.scheduler.groups import Topology
 from hexgen.scheduler.residency import tabled_kv_tokens
-from hexgen.scheduler.simulation.counted import CountedStep, Windows
+from hexgen.scheduler.simulation.step import CountedStep, Windows
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.traffic import StepLoad
 
 # Seconds of a decode step are taken linear in the positions it attends to, within cells of this many a sequence.
 # Rooflines are linear but for a few kinks; a cell with a kink in it is off by less than a step's change over it.
-_CELL = 256
+CELL_TOKENS = 256
 
 PartKey = tuple[StageProfile, int, bool, bool]  # profile, layers, embeds, samples
 
@@ -42,14 +43,24 @@ class StepClock:
         if not step.plain:
             return self._of(step.load)
         size, seen = step.segments, step.seen
-        number = int(seen / (size * _CELL))
+        number = int(seen / (size * CELL_TOKENS))
         cell = self._cells.get((size, number))
         if cell is None:
             cell = self._cells[size, number] = self._line(size, number)
         return [base + slope * seen for base, slope in cell]
 
+    def line(self, size: int, seen: float) -> tuple[tuple[float, float], float]:
+        """Of decodes on the route's first stage: seconds at no position seen and for each; and the number of
+        positions below which these hold.
+        """
+        number = int(seen / (size * CELL_TOKENS))
+        cell = self._cells.get((size, number))
+        if cell is None:
+            cell = self._cells[size, number] = self._line(size, number)
+        return cell[0], (number + 1) * size * CELL_TOKENS
+
     def _line(self, size: int, number: int) -> tuple[tuple[float, float], ...]:
-        low, high = number * size * _CELL, (number + 1) * size * _CELL
+        low, high = number * size * CELL_TOKENS, (number + 1) * size * CELL_TOKENS
         first, last = (self._of(_decodes(size, seen)) for seen in (low, high))
         slopes = [(b - a) / (high - low) for a, b in zip(first, last, strict=True)]
         return tuple((a - slope * low, slope) for a, slope in zip(first, slopes, strict=True))
@@ -61,6 +72,17 @@ class StepClock:
 
 def _decodes(size: int, seen: float) -> StepLoad:
     return StepLoad(float(size), float(seen), float(seen), float(size), float(size))
+
+
+class Leg(NamedTuple):
+    """A stage, and the link to the next (-1: it is the last). ``waits``: the next serves other routes too."""
+
+    hop: int
+    stage: int
+    link: int
+    token_s: float
+    delay_s: float
+    waits: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +97,23 @@ class RoutePath:
     back: EdgeCost
     clock: StepClock
     waits: tuple[bool, ...]  # the stage also serves other routes: who comes first is known only then
+
+    legs: tuple[Leg, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        last = len(self.stages) - 1
+        legs = [
+            Leg(i, stage, self.links[i], self.edges[i].token_s, self.edges[i].delay_s, self.waits[i + 1])
+            if i < last
+            else Leg(i, stage, -1, 0.0, 0.0, False)
+            for i, stage in enumerate(self.stages)
+        ]
+        object.__setattr__(self, "legs", tuple(legs))
+
+    @property
+    def lone(self) -> bool:
+        """One stage, which nobody else uses."""
+        return self.waits == (False,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 import numpy as np
 
@@ -16,6 +15,17 @@ GAP_BINS = 2560
 GAP_LOG_WIDTH = math.log(1.01)
 REFUSED = -2  # instead of a route
 _SAMPLES = 1024  # of occupancy; at twice as many, every other one goes
+
+
+def gap_bin(seconds: float) -> int:
+    place = int(math.log(max(seconds, GAP_LEAST_S) / GAP_LEAST_S) / GAP_LOG_WIDTH)
+    return min(place, GAP_BINS - 1)
+
+
+def gap_edges(place: int) -> tuple[float, float]:
+    """Gaps of that bin are at least the one and less than the other; the outer bins hold all beyond."""
+    low = GAP_LEAST_S * math.exp(place * GAP_LOG_WIDTH) if place else -math.inf
+    return low, GAP_LEAST_S * math.exp((place + 1) * GAP_LOG_WIDTH) if place < GAP_BINS - 1 else math.inf
 
 
 class Recorder:
@@ -82,13 +92,7 @@ class Recorder:
     def gaps(self, seconds: float, count: int) -> None:
         """``count`` tokens came ``seconds`` after the one before them."""
         self.gap_sum_s += seconds * count
-        place = int(math.log(max(seconds, GAP_LEAST_S) / GAP_LEAST_S) / GAP_LOG_WIDTH)
-        self.gap_counts[min(place, GAP_BINS - 1)] += count
-
-    def gaps_since(self, before_s: list[float], now_s: float) -> None:
-        """Tokens come now; those before them came at these times, most of them at the same."""
-        for last_s, tokens in Counter(before_s).items():
-            self.gaps(now_s - last_s, tokens)
+        self.gap_counts[gap_bin(seconds)] += count
 
     def sample(self, now_s: float, used: list[int], running: list[int]) -> None:
         self.sample_s.append(now_s)

@@ -9,12 +9,15 @@ from hexgen.cluster import Cluster
 from hexgen.errors import SpecError
 from hexgen.model import ModelSpec
 from hexgen.plan import Plan
-from hexgen.scheduler.simulation.counted import CountedBatcher, CountedStep
+from hexgen.scheduler.simulation.coast import coast
+from hexgen.scheduler.simulation.counted import CountedBatcher
 from hexgen.scheduler.simulation.front import FrontDoor
 from hexgen.scheduler.simulation.layout import Layout, layout_of
 from hexgen.scheduler.simulation.record import Recorder
 from hexgen.scheduler.simulation.requests import Requests
 from hexgen.scheduler.simulation.result import SimulationResult, result_of
+from hexgen.scheduler.simulation.step import CountedStep
+from hexgen.scheduler.simulation.tokenwise import TokenwiseBatcher
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.workload import Slo
 
@@ -40,14 +43,14 @@ def simulate(
     ``slo``: what the result counts as kept. Rates are counted from ``warmup_s`` to ``until_s``, where the clock
     stops; without it, everything is served to its end. ``concurrency``: a closed loop instead of the arrival
     times, so many requests at a time. ``most_waiting``: how many may wait at the door before others are refused
-    (without a limit, none is). ``exact_steps``: ask the policy for every step, also where it cannot but repeat
-    itself; slower, with the same result. Raises ``SpecError`` on impossible figures, ``InfeasibleError`` where
+    (without a limit, none is). ``exact_steps``: the engine's own batcher forms every step, token by token; slow,
+    with the same result. Raises ``SpecError`` on impossible figures, ``InfeasibleError`` where
     the plan does not fit into memory.
     """
     layout = layout_of(plan, cluster, model, cost_table)
     _check(warmup_s, until_s, concurrency, most_waiting)
     recorder = Recorder(requests, len(layout.routes), slo or Slo(), 0, None)
-    run = Run(layout, requests, recorder, concurrency, most_waiting, repeat=not exact_steps)
+    run = Run(layout, requests, recorder, concurrency, most_waiting, tokenwise=exact_steps)
     run.to_end(warmup_s, math.inf if until_s is None else until_s)
     return result_of(layout, requests, recorder, run, slo or Slo())
 
@@ -74,9 +77,12 @@ class Run:
         concurrency: int | None = None,
         most_waiting: int | None = None,
         *,
-        repeat: bool = True,
+        tokenwise: bool = False,
     ) -> None:
-        self.batchers = [CountedBatcher(path.limits, layout.windows, repeat=repeat) for path in layout.routes]
+        kind = TokenwiseBatcher if tokenwise else CountedBatcher
+        self.batchers: list[CountedBatcher | TokenwiseBatcher] = [
+            kind(path.limits, layout.windows) for path in layout.routes
+        ]
         self.now_s = 0.0
         self.started_s = 0.0  # the window that rates are counted in: from here to now_s
         self.busy_s = [0.0] * len(layout.stages)  # in the window
@@ -96,6 +102,7 @@ class Run:
         self._arrived = 0
         self._closed = concurrency  # requests that a closed loop has sent so far
         self._finished_all = 0
+        self._end_s = math.inf  # of the part of the run that the loop is in
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
@@ -103,6 +110,7 @@ class Run:
         recorder, events = self._recorder, self._events
         arrivals = recorder.arrival_s
         count = len(arrivals)
+        self._end_s = warmup_s if warmup_s > 0 else until_s
         if self._closed is not None:
             arrivals[:] = [0.0 if i < self._closed else math.inf for i in range(count)]
         warm = warmup_s <= 0
@@ -111,6 +119,7 @@ class Run:
             now_s = min(arriving, events[0][0]) if events else arriving
             if not warm and now_s > warmup_s:
                 warm = True
+                self._end_s = until_s
                 self._begin_window(warmup_s)
             if now_s > until_s or now_s == math.inf:
                 break
@@ -142,7 +151,7 @@ class Run:
         self._recorder.sample(
             self.now_s,
             [b.limits.pages - b.free_pages for b in self.batchers],
-            [len(b.table.running) for b in self.batchers],
+            [b.running for b in self.batchers],
         )
 
     # ---- requests --------------------------------------------------------------------------------------------
@@ -179,7 +188,6 @@ class Run:
         """All the steps that the route may send now."""
         batcher = self.batchers[route]
         while (step := batcher.next_step()) is not None:
-            step.last_s = self.now_s
             self._send(route, step)
 
     def _send(self, route: int, step: CountedStep) -> None:
@@ -193,73 +201,74 @@ class Run:
         known at once; before a stage that other routes use too, the step waits for its moment in the loop.
         """
         path = self._routes[route]
-        stages, links, edges, waits = path.stages, path.links, path.edges, path.waits
         stage_free, link_free = self._stage_free_s, self._link_free_s
         busy_s, link_busy_s = self.busy_s, self.link_busy_s
         seconds, tokens = step.seconds, step.tokens
-        last = len(stages) - 1
-        while True:
-            stage = stages[hop]
-            took = seconds[hop]
+        for number, stage, link, token_s, delay_s, waits in path.legs[hop:] if hop else path.legs:
+            took = seconds[number]
             free = stage_free[stage]
             end = (at_s if at_s > free else free) + took
             stage_free[stage] = end
             busy_s[stage] += took
-            if hop == last:
+            if link < 0:
                 break
-            link, edge = links[hop], edges[hop]
-            took = tokens * edge.token_s
+            took = tokens * token_s
             free = link_free[link]
             at_s = (end if end > free else free) + took
             link_free[link] = at_s
             link_busy_s[link] += took
-            at_s += edge.delay_s
-            hop += 1
-            if waits[hop]:
+            at_s += delay_s
+            if waits:
                 self._order += 1
                 self._hops[self._order] = step
-                heappush(self._events, (at_s, self._order, route, hop))
+                heappush(self._events, (at_s, self._order, route, number + 1))
                 return
         self._order += 1
         heappush(self._events, (end + path.back.delay_s, self._order, route, _BACK))
 
     def _back(self, route: int) -> None:
         """The route's oldest step is through. The head first sends the next, then the door hears of it."""
-        batcher, recorder, now_s = self.batchers[route], self._recorder, self.now_s
-        oldest = batcher.in_flight[0]
-        before = oldest.rounds
-        step = batcher.repeat()
-        if step is not None:
-            size = len(step.sampled)
-            recorder.tokens += size
-            if before:
-                recorder.gaps(now_s - step.last_s, size)
-            else:
-                recorder.gaps_since([state.last_s for state in step.sampled], now_s)
-            step.last_s = now_s
+        batcher, recorder = self.batchers[route], self._recorder
+        path = self._routes[route]
+        if path.lone and isinstance(batcher, CountedBatcher):
+            way = coast(batcher, path, recorder, self.now_s, self._horizon_s())
+            self.busy_s[path.stages[0]] += way.busy_s
+            self._stage_free_s[path.stages[0]] = max(self._stage_free_s[path.stages[0]], way.back_s)
+            if not way.arrived:
+                self._order += 1
+                heappush(self._events, (way.back_s, self._order, route, _BACK))
+                return
+            self.now_s = way.back_s
+        now_s = self.now_s
+        gaps = batcher.repeat(now_s)
+        if gaps is not None:
+            step = batcher.in_flight[-1]
+            recorder.tokens += step.samples
+            for seconds, count in gaps:
+                recorder.gaps(seconds, count)
             self._send(route, step)
             return
-        moved = False
-        before_s: list[float] = []  # when each sequence's last token came
-        for state, ends in batcher.complete():
-            recorder.tokens += 1
-            request = state.request
-            if state.first:
-                state.first = False
-                moved = True
-                recorder.first_token(request, now_s)
-                recorder.prompt_tokens += state.prompt_tokens
-                self._front.started(route, state.prompt_tokens)
-            else:
-                before_s.append(state.last_s)
-            state.last_s = now_s
-            if ends:
-                moved = True
-                self._finished_all += 1
-                recorder.finish(request, state.known - state.prompt_tokens, now_s)
-                self._front.ended(route)
-                self._next_of_loop()
-        recorder.gaps_since(before_s, now_s)
+        back = batcher.complete(now_s)
+        recorder.tokens += back.tokens
+        for seconds, count in back.gaps:
+            recorder.gaps(seconds, count)
+        for state in back.began:
+            recorder.first_token(state.request, now_s)
+            recorder.prompt_tokens += state.prompt_tokens
+            self._front.started(route, state.prompt_tokens)
+        for state in back.ended:
+            self._finished_all += 1
+            recorder.finish(state.request, state.end - state.prompt_tokens, now_s)
+            self._front.ended(route)
+            self._next_of_loop()
         self._form(route)
-        if moved and self._front.queue:
+        if self._front.queue and (back.began or back.ended):
             self._admit()
+
+    def _horizon_s(self) -> float:
+        """When something else happens than the return of the step that is at hand."""
+        arrivals, events = self._recorder.arrival_s, self._events
+        soonest = min(self._end_s, self._recorder.next_sample_s)
+        if self._arrived < len(arrivals) and arrivals[self._arrived] < soonest:
+            soonest = arrivals[self._arrived]
+        return min(soonest, events[0][0]) if events else soonest
