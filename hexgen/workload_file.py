@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -163,18 +163,18 @@ def read_trace(path: Path) -> Trace:
     prompts, outputs = _column(rows, _PROMPT_COLUMNS, path), _column(rows, _OUTPUT_COLUMNS, path)
     for column, unit_s in _TIME_COLUMNS.items():
         if column in rows:
-            times = [_moment(text, column, i, path) * unit_s for i, text in enumerate(rows[column])]
+            times = [_moment(text, column, line, path) * unit_s for line, text in rows.cells(column)]
             return Trace(times, prompts, outputs)
     return Trace(None, prompts, outputs)
 
 
-def _moment(text: str, column: str, i: int, path: Path) -> float:
+def _moment(text: str, column: str, line: int, path: Path) -> float:
     if _is_number(text):
         return float(text)
     try:
         return datetime.fromisoformat(text.strip()).timestamp()
     except ValueError:
-        return _cell(text, column, i, path)  # says what is wrong
+        return _cell(text, column, line, path)  # says what is wrong
 
 
 def _from_trace(path: Path) -> Workload:
@@ -182,50 +182,66 @@ def _from_trace(path: Path) -> Workload:
     prompt = _summary(_column(rows, _PROMPT_COLUMNS, path), str(path))
     output = _summary(_column(rows, _OUTPUT_COLUMNS, path), str(path))
     for column, unit_s in _TIME_COLUMNS.items():
-        if column in rows and len(rows[column]) > 1:
-            times = [_cell(text, column, i, path) for i, text in enumerate(rows[column])]
+        if column in rows and len(rows.lines) > 1:
+            times = [_moment(text, column, line, path) for line, text in rows.cells(column)]
             span_s = (max(times) - min(times)) * unit_s
             if span_s > 0:
                 return Workload(prompt, output, rate=(len(times) - 1) / span_s)
     return Workload(prompt, output)
 
 
-def _read_trace(path: Path, where: str) -> dict[str, list[str]]:
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Columns by simplified name, and the line of the file on which each row ends."""
+
+    columns: dict[str, list[str]]
+    lines: list[int]
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.columns
+
+    def cells(self, column: str) -> Iterator[tuple[int, str]]:
+        return zip(self.lines, self.columns[column], strict=True)
+
+
+def _read_trace(path: Path, where: str) -> _Rows:
     """Columns by simplified name. Three columns without a header are time, prompt tokens, output tokens."""
     try:
         if path.stat().st_size > MAX_TRACE_BYTES:
             raise SpecError(f"the trace {path} is larger than {MAX_TRACE_BYTES} bytes", where=where)
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if row]
     except OSError as error:
         raise SpecError(f"the trace {path} cannot be read: {error.strerror}", where=where) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SpecError(f"the trace {path} is not CSV: {error}", where=where) from error
-    if rows and all(_is_number(cell) for cell in rows[0]):
-        rows.insert(0, ["timestamp", "prompt_tokens", "output_tokens"])
+    if rows and all(_is_number(cell) for cell in rows[0][1]):
+        rows.insert(0, (0, ["timestamp", "prompt_tokens", "output_tokens"]))
     if len(rows) < 2:
         raise SpecError(f"the trace {path} has no rows", where=where)
-    header = ["".join(c for c in cell.lower() if c.isalnum()) for cell in rows[0]]
-    for i, row in enumerate(rows[1:], start=2):
+    header = ["".join(c for c in cell.lower() if c.isalnum()) for cell in rows[0][1]]
+    for line, row in rows[1:]:
         if len(row) != len(header):
-            raise SpecError(f"row {i} has {len(row)} cells, the header has {len(header)}", where=str(path))
-    return {column: [row[c] for row in rows[1:]] for c, column in enumerate(header)}
+            raise SpecError(f"line {line} has {len(row)} cells, the header has {len(header)}", where=str(path))
+    columns = {column: [row[c] for _, row in rows[1:]] for c, column in enumerate(header)}
+    return _Rows(columns, [line for line, _ in rows[1:]])
 
 
-def _column(rows: Mapping[str, list[str]], names: tuple[str, ...], path: Path) -> list[float]:
+def _column(rows: _Rows, names: tuple[str, ...], path: Path) -> list[float]:
     for name in names:
         if name in rows:
-            return [_cell(text, name, i, path) for i, text in enumerate(rows[name])]
+            return [_cell(text, name, line, path) for line, text in rows.cells(name)]
     raise SpecError(
         f"the trace has none of the columns {', '.join(names)}",
         where=str(path),
-        remedy=f"it has {', '.join(rows)}",
+        remedy=f"it has {', '.join(rows.columns)}",
     )
 
 
-def _cell(text: str, column: str, i: int, path: Path) -> float:
+def _cell(text: str, column: str, line: int, path: Path) -> float:
     if not _is_number(text):
-        raise SpecError(f"row {i + 2}: {column} is {text[:40]!r}, not a number", where=str(path))
+        raise SpecError(f"line {line}: {column} is {text[:40]!r}, not a number", where=str(path))
     return float(text)
 
 

@@ -100,14 +100,15 @@ def test_a_trace_is_replayed_from_its_first_arrival(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("timestamp,prompt_tokens,output_tokens\n0,10,5\n1,ten,5\n", "row 3.*prompttokens.*ten"),
-        ("timestamp,prompt_tokens,output_tokens\n0,10,5\nsoon,10,5\n", "row 3.*timestamp.*soon"),
-        ("timestamp,prompt_tokens,output_tokens\n0,10,5\n1,10\n", "row 3 has 2 cells"),
+        ("timestamp,prompt_tokens,output_tokens\n0,10,5\n1,ten,5\n", "line 3.*prompttokens.*ten"),
+        ("timestamp,prompt_tokens,output_tokens\n0,10,5\nsoon,10,5\n", "line 3.*timestamp.*soon"),
+        ("timestamp,prompt_tokens,output_tokens\n0,10,5\n1,10\n", "line 3 has 2 cells"),
+        ("0,10,5\n\n1,ten,5\n", "line 3: prompttokens"),
         ("prompt_tokens,output_tokens\n10,5\n", "no column of times"),
         ("timestamp,prompt_tokens,output_tokens\n0,0,5\n", "no row"),
     ],
 )
-def test_a_malformed_trace_names_the_row(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_malformed_trace_names_the_line(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "trace.csv"
     path.write_text(text)
     with pytest.raises(SpecError, match=complaint):
