@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hexgen.cli.bench import bench_command
 from hexgen.cli.discover import discover_command
 from hexgen.cli.generate import InOrderCommand, generate_command
 from hexgen.cli.plan import plan_command
@@ -32,6 +33,7 @@ app.command("serve")(serve_command)
 app.command("generate", cls=InOrderCommand)(generate_command)
 app.command("discover")(discover_command)
 app.command("simulate")(simulate_command)
+app.command("bench")(bench_command)
 
 
 def _print_version(asked: bool) -> None:
