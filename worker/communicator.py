@@ -8,6 +8,7 @@ told to listen on.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import torch
 from torch._C._distributed_c10d import Store, TCPStore
 
 from hexgen.errors import DeploymentError
+from hexgen.worker.latency import latency_to_peer_s
 from hexgen.worker.links import Links, connect_links, never
 from hexgen.worker.process_group import ProcessGroupCommunicator, connect_group
 
@@ -82,11 +84,14 @@ class CpuCommunicator:
         self._others = tuple(r for r in range(size) if r != rank)
         self._inbox = {r: bytearray(DIRECT_BYTES) for r in self._others}
         self._views: dict[tuple[torch.dtype, int], list[tuple[memoryview, torch.Tensor]]] = {}
+        # Of a lab's links (0.0 elsewhere). The direct sockets add it themselves, gloo cannot.
+        self._latency_s = max((latency_to_peer_s(links.socket(r)) for r in self._others), default=0.0)
         for r in self._others:  # room for what _exchange may leave unread, whatever the system's default
             links.socket(r).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * DIRECT_BYTES)
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         if tensor.nbytes > DIRECT_BYTES:
+            self._wait_hops(2 * (self.size - 1))  # round the ring, twice
             return self._large.all_reduce(tensor)
         flat = tensor.view(-1)
         parts = self._exchange(flat)
@@ -102,6 +107,7 @@ class CpuCommunicator:
 
     def broadcast(self, tensor: torch.Tensor, root: int = 0) -> None:
         if tensor.nbytes > DIRECT_BYTES:
+            self._wait_hops((self.size - 1).bit_length())  # down a binary tree
             return self._large.broadcast(tensor, root)
         data = tensor_bytes(tensor)
         if self.rank == root:
@@ -113,6 +119,7 @@ class CpuCommunicator:
 
     def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         if tensor.nbytes > DIRECT_BYTES:
+            self._wait_hops(self.size - 1)
             return self._large.all_gather(tensor)
         parts = [part.clone().view(tensor.shape) for _, part in self._exchange(tensor.contiguous().view(-1))]
         parts.insert(self.rank, tensor)
@@ -125,12 +132,17 @@ class CpuCommunicator:
 
     def recv(self, tensor: torch.Tensor, source: int) -> None:
         if tensor.nbytes > DIRECT_BYTES:
+            self._wait_hops(1)
             return self._large.recv(tensor, source)
         return self._links.recv_into(source, tensor_bytes(tensor))
 
     def close(self) -> None:
         self._links.close()
         self._large.close()
+
+    def _wait_hops(self, hops: int) -> None:
+        if self._latency_s:
+            time.sleep(hops * self._latency_s)
 
     def _exchange(self, flat: torch.Tensor) -> list[tuple[memoryview, torch.Tensor]]:
         """Everybody's tensor, the other ranks' in rank order. The buffers are used again by the next call.

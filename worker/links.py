@@ -20,6 +20,7 @@ from contextlib import suppress
 from torch._C._distributed_c10d import Store
 
 from hexgen.errors import DeploymentError, EngineError
+from hexgen.worker.latency import delayed
 
 CONNECT_TIMEOUT_S = 120.0
 _POLL_S = 0.02  # between looks at the store while a peer is still starting
@@ -145,7 +146,7 @@ def connect_links(
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _notice_dead_nodes(connection)
-    return Links({peer: sockets[peer] for peer in sorted(sockets)}, name)
+    return Links({peer: delayed(sockets[peer]) for peer in sorted(sockets)}, name)
 
 
 def _notice_dead_nodes(connection: socket.socket) -> None:

@@ -10,6 +10,7 @@ import typer
 from hexgen.cli.bench import bench_command
 from hexgen.cli.discover import discover_command
 from hexgen.cli.generate import InOrderCommand, generate_command
+from hexgen.cli.lab import lab_command
 from hexgen.cli.plan import plan_command
 from hexgen.cli.serve import serve_command
 from hexgen.cli.simulate import simulate_command
@@ -32,6 +33,7 @@ app.command("plan")(plan_command)
 app.command("serve")(serve_command)
 app.command("generate", cls=InOrderCommand)(generate_command)
 app.command("discover")(discover_command)
+app.command("lab")(lab_command)
 app.command("simulate")(simulate_command)
 app.command("bench")(bench_command)
 

@@ -118,7 +118,7 @@ def forget_token() -> None:
 
 def _start_node(parameters: Any) -> Any:
     """Ray has the kernel kill its processes when the *thread* that started them ends: that must not be early."""
-    node_class = _quiet_node_class()
+    node_class = quiet_node_class()
 
     def start() -> Any:
         with _own_sessions():
@@ -156,7 +156,8 @@ def _own_sessions() -> Iterator[None]:
         services.ConsolePopen = popen
 
 
-def _quiet_node_class() -> Any:
+def quiet_node_class() -> Any:
+    """Ray's node, without what serves a dashboard. Ray must have been configured by the environment before."""
     base: Any = import_module("ray._private.node").Node
 
     class QuietNode(base):  # type: ignore[misc]
