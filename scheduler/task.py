@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from hexgen.cluster import Cluster, Node
 from hexgen.errors import SpecError
+from hexgen.memory import plan_dtype
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions
 from hexgen.scheduler.progress import OnProgress
@@ -95,7 +96,8 @@ def make_task(
             remedy="add slo: {ttft: 2s, tpot: 100ms}",
         )
     if cost_table is not None:
-        cost_table.check(model, [node for node in cluster.nodes if node.count])
+        nodes = [node for node in cluster.nodes if node.count]
+        cost_table.check(model, nodes, plan_dtype(engine_options, model, [node.device for node in nodes]))
     deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
     return Task(
         cluster,

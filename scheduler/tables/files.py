@@ -10,10 +10,10 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypeVar
 
-from hexgen import yamlfile
+from hexgen import units, yamlfile
 from hexgen.errors import SpecError
 from hexgen.model import DTYPE_BYTES, DType
-from hexgen.scheduler.tables.measured import Grid, LayerShape, MeasuredEntry, MeasuredTable
+from hexgen.scheduler.tables.measured import Curve, Grid, LayerShape, MeasuredEntry, MeasuredTable
 from hexgen.scheduler.tables.published import PublishedTable, PublishedType
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.yamlfile import Place, Section, list_of
@@ -25,9 +25,10 @@ _T = TypeVar("_T", int, float)
 
 _PUBLISHED = ("source", "model", "layers", "activation_bytes_per_token", "layer_bytes", "types")
 _PUBLISHED_TYPE = ("max_layers", "tokens_per_s_by_layers", "kv_token_layers_by_layers")
-_MEASURED = ("version", "source", "entries")
+_MEASURED = ("version", "source", "model", "hop_s", "entries")
 _ENTRY = (
-    "device", "width", "dtype", "layer", "versions", "prefill", "decode", "step_s", "kv_token_layers_by_layers",
+    "device", "width", "dtype", "layer", "peak", "versions", "prefill", "decode", "step_s", "step", "embed",
+    "sample", "kv_token_layers_by_layers",
 )  # fmt: skip
 _LAYER = ("hidden_size", "heads", "kv_heads", "head_dim", "intermediate_size")
 
@@ -114,10 +115,12 @@ def _by_layers(read: yamlfile.Reader[_T]) -> yamlfile.Reader[tuple[_T, ...]]:
 def _measured(values: object, place: Place) -> MeasuredTable:
     section = Section(values, place, _MEASURED)
     section.get("version", yamlfile.integer(1, 1), 1)
+    section.get("model", yamlfile.text, "")  # for people: entries say what shape they are of
     return MeasuredTable(
         where=place.file,
         title=section.get("source", yamlfile.text, "no source given"),
         entries=section.require("entries", list_of(_entry, MAX_ENTRIES, least=1)),
+        hop_s=section.optional("hop_s", yamlfile.number(allow_equal=True)),
     )
 
 
@@ -134,6 +137,10 @@ def _entry(value: object, place: Place) -> MeasuredEntry:
         decode=section.require("decode", _grid("sequences")),
         step_s=section.optional("step_s", yamlfile.number(allow_equal=True)),
         kv_token_layers=section.get("kv_token_layers_by_layers", _by_layers(yamlfile.integer(0)), ()),
+        peak_flops=section.optional("peak", yamlfile.quantity(units.parse_flops)),
+        step=section.optional("step", _curve("sequences")),
+        embed=section.optional("embed", _curve("tokens")),
+        sample=section.optional("sample", _curve("sequences")),
     )
 
 
@@ -171,6 +178,24 @@ def _grid(across: str) -> yamlfile.Reader[Grid]:
                 remedy="give a figure for every pair of points",
             )
         return Grid(first, context, seconds)
+
+    return read
+
+
+def _curve(across: str) -> yamlfile.Reader[Curve]:
+    """``{tokens: [...], seconds: [...]}``."""
+
+    def read(value: object, place: Place) -> Curve:
+        section = Section(value, place, (across, "seconds"))
+        points = section.require(across, _axis)
+        seconds = section.require("seconds", _row)
+        if len(seconds) != len(points):
+            raise SpecError(
+                f"has {len(seconds)} figures for {len(points)} {across}",
+                where=str(place.key("seconds")),
+                remedy="give one for each",
+            )
+        return Curve(points, seconds)
 
     return read
 

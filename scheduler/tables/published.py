@@ -55,7 +55,7 @@ class PublishedTable:
     def holds_kv(self) -> bool:
         return True
 
-    def check(self, model: ModelSpec, nodes: Sequence[Node]) -> None:
+    def check(self, model: ModelSpec, nodes: Sequence[Node], dtype: DType | None = None) -> None:
         if model.layers != self.layers:
             raise SpecError(
                 f"the figures are for {self.model} with {self.layers} layers, and {model.name} has {model.layers}",

@@ -27,8 +27,9 @@ class CostTable(Protocol):
         """The table says how much KV fits, instead of `hexgen.memory`."""
         ...
 
-    def check(self, model: ModelSpec, nodes: Sequence[Node]) -> None:
-        """Raises `SpecError` where the table is of another model, or lacks a device type."""
+    def check(self, model: ModelSpec, nodes: Sequence[Node], dtype: DType | None = None) -> None:
+        """Raises `SpecError` where the table is of another model or lacks a device type; where ``dtype`` is given,
+        also where it is of others than that."""
         ...
 
     def profile(
@@ -61,6 +62,16 @@ def find_type(wanted: str, names: Sequence[str]) -> str | None:
             remedy="name the device type in full in the cluster file",
         )
     return longer[0] if longer else None
+
+
+def meant_by(wanted: str, names: Sequence[str]) -> list[str]:
+    """All names in a table that may mean ``wanted``, the likeliest first: as `find_type`, which takes only one."""
+    if wanted in names:
+        return [wanted]
+    beginnings = {name for name in names if wanted.startswith(f"{name}-")}
+    if beginnings:
+        return [max(beginnings, key=len)]
+    return sorted({name for name in names if name.startswith(f"{wanted}-")})
 
 
 def equal_devices(shape: GroupShape) -> DeviceType | None:

@@ -1,0 +1,267 @@
+"""A model's own layers on one device, timed by the worker's own code, over a small grid of loads.
+
+The layers are real in shape, number format and code, and random in their values: no weights need to be on the
+node, and times do not depend on values. Several of them are held, so that a CPU's caches do not keep one
+layer's weights from one repeat to the next unless they would in service too.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+
+from hexgen.batching.segments import Step
+from hexgen.discover.cgroups import cpu_quota
+from hexgen.discover.points import (
+    DECODE_SEQUENCES,
+    PREFILL_TOKENS,
+    Load,
+    contexts,
+    decode_load,
+    prefill_load,
+    step_of,
+)
+from hexgen.discover.timing import Stopwatch
+from hexgen.errors import EngineError
+from hexgen.model import DTYPE_BYTES, DType, ModelSpec
+from hexgen.split import split_stage
+from hexgen.worker.batch_inputs import BatchInputs, PageTables, build_batch
+from hexgen.worker.checkpoint import Checkpoint, torch_dtype
+from hexgen.worker.communicator import SoloCommunicator
+from hexgen.worker.config import RankConfig, RouteRole
+from hexgen.worker.kv import KVPool
+from hexgen.worker.rope import RotaryEmbedding
+from hexgen.worker.sampler import Sampler
+from hexgen.worker.stage_model import StageModel
+
+PAGE_SIZE = 16  # as `EngineOptions` has it
+TOKEN_BUDGET = 512
+LAYERS = 4
+MEMORY_SHARE = 0.25  # of what is free: for weights, and as much again for keys and values
+WINDOW_S = 0.12
+BLOCK = 1 << 20  # elements of random numbers, repeated to fill larger tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Seconds. ``prefill[i][j]`` and ``decode[i][j]`` are of one layer; the curves of a step's other parts."""
+
+    versions: dict[str, str]
+    contexts: tuple[int, ...]
+    prefill_tokens: tuple[int, ...]
+    prefill: tuple[tuple[float, ...], ...]
+    decode_sequences: tuple[int, ...]
+    decode: tuple[tuple[float, ...], ...]
+    step: tuple[float, ...]  # by decode_sequences: batch inputs and what layers share
+    embed: tuple[float, ...]  # by prefill_tokens
+    sample: tuple[float, ...]  # by decode_sequences: output head and greedy sampling
+    layers: int  # that were held
+    disturbance: float
+    seconds: float
+    said: tuple[str, ...] = field(default=())
+
+
+class RandomWeights:
+    """Gives what `Checkpoint` gives, of any shape, from one block of random numbers."""
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+        self._block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(1)) * 0.02
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        return
+
+    def stored_bytes(
+        self, name: str, dim: int | None = None, start: int | None = None, end: int | None = None
+    ) -> int:
+        return 0
+
+    def read(
+        self,
+        name: str,
+        dim: int | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        *,
+        dtype: torch.dtype,
+        shape: tuple[int, ...] | None = None,
+    ) -> torch.Tensor:
+        if shape is None:
+            raise EngineError(f"the shape of {name} is not known")
+        wanted = list(shape)
+        if dim is not None and start is not None and end is not None:
+            wanted[dim] = end - start
+        if len(wanted) == 1:
+            return torch.ones(wanted, dtype=dtype)
+        count = 1
+        for size in wanted:
+            count *= size
+        block = self._block.to(dtype)
+        return block.repeat(-(-count // BLOCK))[:count].view(wanted)
+
+
+def calibrate(model: ModelSpec, dtype: DType, device: str, threads: int, limit_s: float) -> Calibration:
+    """Time ``model`` on ``device`` ("cpu", "cuda:0"); after ``limit_s`` the larger points are left out.
+
+    Raises ``EngineError`` where not even two layers fit into memory.
+    """
+    started = time.monotonic()
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            found = _Bench(model, dtype, device, threads).run(started + limit_s)
+        return replace(found, seconds=time.monotonic() - started)
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Bench:
+    """The stage under test, and the clock."""
+
+    def __init__(self, model: ModelSpec, dtype: DType, device: str, threads: int) -> None:
+        self._model, self._device = model, torch.device(device)
+        on_gpu = self._device.type == "cuda"
+        sync = partial(torch.cuda.synchronize, self._device) if on_gpu else None
+        self._watch = Stopwatch(threads, None if on_gpu else cpu_quota(), sync)
+        room = int(_free_bytes(self._device) * MEMORY_SHARE)
+        layer_bytes = model.layer_parameters * DTYPE_BYTES[dtype]
+        self._layers = min(LAYERS, model.layers, room // layer_bytes)
+        if self._layers < min(2, model.layers):
+            raise EngineError(f"too little memory free to time layers of {layer_bytes} bytes")
+        self._contexts = contexts(model.max_context)
+        kv_page = 2 * PAGE_SIZE * model.kv_heads * model.head_dim * DTYPE_BYTES[dtype] * self._layers
+        most = -(-max(self._contexts) // PAGE_SIZE) * max(DECODE_SEQUENCES)
+        self._pages = max(-(-model.max_context // PAGE_SIZE), 64)
+        self._pages = max(min(most, room // kv_page), min(self._pages, most))
+        part = split_stage(model, 1)
+        role = RouteRole(0, (0, self._layers), self._pages, 1, True, True, None, "s", "s")
+        config = RankConfig(
+            deployment="calibration", stage="s", rank=0, width=1, device=device, dtype=dtype, threads=threads,
+            model=model, model_path="", layers=(0, self._layers), slices=part, routes=(role,), edges=(),
+            page_size=PAGE_SIZE, token_budget=TOKEN_BUDGET, max_sequences=max(DECODE_SEQUENCES),
+            max_context=model.max_context, prefix_cache=False, store_host="", store_port=0, listen_host="",
+            secret="",
+        )  # fmt: skip
+        solo = SoloCommunicator()
+        self._stage = StageModel(config, cast(Checkpoint, RandomWeights()), solo)
+        self._sampler = Sampler(config, solo)
+        self._rope = RotaryEmbedding(model, torch_dtype(dtype), self._device)
+        shape = (part[0].n_kv_heads, model.head_dim, torch_dtype(dtype), self._device)
+        self._pool = KVPool(self._pages, PAGE_SIZE, self._layers, *shape)
+        self._one = KVPool(self._pages, PAGE_SIZE, 1, *shape)
+        self._sequences = 0
+
+    def run(self, deadline: float) -> Calibration:
+        step, embed, sample = self._ends()
+        prefills = [n for n in PREFILL_TOKENS if n <= self._model.max_context]
+        most = self._model.max_context
+        decode = self._grid(DECODE_SEQUENCES, lambda n, seen: self._decode_s(decode_load(n, seen)), deadline)
+        prefill = self._grid(prefills, lambda n, seen: self._prefill_s(prefill_load(n, seen, most)), deadline)
+        said = []
+        if len(decode) < len(DECODE_SEQUENCES) or len(prefill) < len(prefills):
+            said.append(
+                f"time was up: {len(prefill)} of {len(prefills)} rows of prompts, "
+                f"{len(decode)} of {len(DECODE_SEQUENCES)} of decodes"
+            )
+        from hexgen.discover.machine import versions
+
+        return Calibration(
+            versions(), self._contexts, tuple(prefills[: len(prefill)]), tuple(prefill),
+            DECODE_SEQUENCES[: len(decode)], tuple(decode), step[: len(decode)], embed[: len(prefill)],
+            sample[: len(decode)], self._layers, self._watch.disturbance, 0.0, tuple(said),
+        )  # fmt: skip
+
+    def _ends(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        """Seconds of what a step does beside its layers: (inputs, by sequences), (embedding, by tokens), (head and
+        sampling, by sequences).
+        """
+        most = self._model.max_context
+        middle = self._contexts[len(self._contexts) // 2]
+        inputs, heads = zip(*(self._decode_ends(decode_load(n, middle)) for n in DECODE_SEQUENCES), strict=True)
+        embeds = [self._embed_s(prefill_load(min(n, most), 64, most)) for n in PREFILL_TOKENS]
+        return inputs, tuple(embeds), heads
+
+    def _decode_ends(self, load: Load) -> tuple[float, float]:
+        again, tables = self._admitted(load, sample=True)
+        batch = build_batch(again, tables, PAGE_SIZE, self._device)
+        made_s = self._time(lambda: self._made(again, tables))
+        # What layers share: rotary tables, and attention's plan, which the first layer of a step makes.
+        planned_s = self._time(lambda: self._forward(batch, 1, fresh=True))
+        again_s = self._time(lambda: self._forward(batch, 1, fresh=False))
+        hidden = self._stage.embed(batch)
+        head_s = self._time(lambda: self._sample(hidden, batch, again))
+        return made_s + self._rotary_s(batch) + max(0.0, planned_s - again_s), head_s
+
+    def _embed_s(self, load: Load) -> float:
+        again, tables = self._admitted(load, sample=False)
+        batch = build_batch(again, tables, PAGE_SIZE, self._device)
+        return self._time(lambda: self._stage.embed(batch))
+
+    def _grid(self, across: Any, layer_s: Any, deadline: float) -> list[tuple[float, ...]]:
+        """Seconds of a layer, a row for each of ``across``; whole rows, as many as there is time for."""
+        rows: list[tuple[float, ...]] = []
+        for n in across:
+            if rows and time.monotonic() > deadline:
+                break
+            rows.append(tuple(layer_s(n, context) for context in self._contexts))
+        return rows
+
+    def _decode_s(self, load: Load) -> float:
+        """Of one layer, without what the layers of a step share."""
+        again, tables = self._admitted(load, sample=False)
+        batch = build_batch(again, tables, PAGE_SIZE, self._device)
+        self._forward(batch, self._layers, fresh=True)
+        spent = self._time(lambda: self._forward(batch, self._layers, fresh=False))
+        return max(spent / (2 * self._layers), (spent - self._rotary_s(batch)) / self._layers)
+
+    def _prefill_s(self, load: Load) -> float:
+        """Of one layer; what layers share is in it, and little beside it."""
+        again, tables = self._admitted(load, sample=False)
+        batch = build_batch(again, tables, PAGE_SIZE, self._device)
+        return self._time(lambda: self._forward(batch, self._layers, fresh=True)) / self._layers
+
+    def _rotary_s(self, batch: BatchInputs) -> float:
+        return self._time(lambda: self._rope.tables(batch.positions, batch.lengths))
+
+    # ---- pieces of a step --------------------------------------------------------------------------------------
+
+    def _admitted(self, load: Load, sample: bool) -> tuple[Step, PageTables]:
+        first, again = step_of(load, 0, self._sequences, self._pages, PAGE_SIZE, sample)
+        self._sequences += len(load.runs)
+        tables = PageTables(self._pages, PAGE_SIZE, self._model.vocab_size)
+        tables.apply(first)
+        self._sampler.apply(first)
+        return again, tables
+
+    def _made(self, step: Step, tables: PageTables) -> BatchInputs:
+        tables.apply(step)
+        return build_batch(step, tables, PAGE_SIZE, self._device)
+
+    def _forward(self, batch: BatchInputs, layers: int, *, fresh: bool) -> None:
+        """``layers`` over hidden states of ones. ``fresh``: as a new step, which works out its plans again."""
+        if fresh:
+            batch.memo.clear()
+        hidden = torch.ones(batch.n_tokens, self._model.hidden_size, dtype=self._stage.dtype, device=self._device)
+        self._stage.forward(hidden, batch, self._one if layers == 1 else self._pool, (0, layers))
+
+    def _sample(self, hidden: torch.Tensor, batch: BatchInputs, step: Step) -> None:
+        self._sampler.sample(self._stage.logits(batch.rows_to_sample(hidden)), step.sampled)
+
+    def _time(self, work: Any) -> float:
+        return self._watch.seconds(work, WINDOW_S, 1 if self._device.type == "cpu" else 2)
+
+
+def _free_bytes(device: torch.device) -> int:
+    from hexgen.deploy.facts import available_memory
+    from hexgen.discover.cgroups import memory_limit
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limit = memory_limit()
+    return available_memory() if limit is None else min(available_memory(), limit)

@@ -1,0 +1,86 @@
+"""What a node says of itself: cores, memory, GPUs, and how these are joined."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from hexgen.deploy.facts import available_memory, installed_version, usable_cores
+from hexgen.discover.cgroups import cpu_quota, memory_limit
+from hexgen.discover.nvml import nvml_gpus
+from hexgen.discover.records import Gpu, Machine
+
+_MEBIBYTE = 1024 * 1024
+_QUERY_TIMEOUT_S = 30
+
+
+def look() -> Machine:
+    """This machine as this process may use it: in a Ray worker, Ray has chosen the GPUs."""
+    found = nvml_gpus()
+    gpus, topology, said = found if found is not None else (_smi_gpus(), None, "")
+    return Machine(
+        hostname=os.uname().nodename,
+        boot_id=_boot_id(),
+        cores=usable_cores(),
+        memory_bytes=available_memory(),
+        memory_limit_bytes=memory_limit(),
+        cpu_quota=cpu_quota(),
+        gpus=visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        topology=topology,
+        topology_said=said,
+        versions=versions(),
+    )
+
+
+def visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
+    """Those that ``CUDA_VISIBLE_DEVICES`` names, by number or by the beginning of their UUID."""
+    if setting is None:
+        return gpus
+    wanted = [part.strip() for part in setting.split(",") if part.strip()]
+    return tuple(
+        gpu
+        for number, gpu in enumerate(gpus)
+        if any(part == str(number) or (part.startswith("GPU-") and gpu.uuid.startswith(part)) for part in wanted)
+    )
+
+
+def _smi_gpus() -> tuple[Gpu, ...]:
+    """By nvidia-smi, where NVML's Python package is not installed; nothing where there is no driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_smi(done.stdout)
+
+
+def parse_smi(text: str) -> tuple[Gpu, ...]:
+    found = []
+    for line in text.splitlines():
+        fields = [part.strip() for part in line.split(",")]
+        if len(fields) == 4 and fields[2].isdigit():
+            capability = fields[3] if fields[3].replace(".", "", 1).isdigit() else None
+            found.append(Gpu(fields[1], int(fields[2]) * _MEBIBYTE, capability, fields[0]))
+    return tuple(found)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return os.uname().nodename
+
+
+def versions() -> dict[str, str]:
+    """Of what decides times: a table measured with others need not hold."""
+    import torch
+
+    found = {"hexgen": installed_version(), "torch": str(torch.__version__)}
+    if torch.cuda.is_available():
+        found["cuda"] = str(torch.version.cuda)
+    return found
