@@ -6,12 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo check test test-slow test-all bench bench-planner proto clean
+.PHONY: help setup demo check test test-slow test-all test-gpu bench-kernels bench bench-planner proto clean
 
 help:
 	@echo "make demo      plan an unlike cluster, run the bundled model over it on Ray, ask it over gRPC and HTTP"
 	@echo "make test      the tests (under twelve minutes on two cores); make test-all adds the slow ones"
 	@echo "make check     ruff, mypy --strict, import-linter"
+	@echo "make test-gpu  the tests that need a CUDA device; make bench-kernels measures the kernels on it"
 	@echo "make bench     speed against transformers.generate on this machine"
 	@echo "make bench-planner  plans against the baselines: rewrites docs/benchmark-planner.md"
 
@@ -41,8 +42,15 @@ test-slow: setup
 test-all: setup
 	$(BIN)/python -m pytest -m "not gpu"
 
+test-gpu: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,cuda]"
+	$(BIN)/python -m pytest -m gpu
+
 bench: setup
 	$(BIN)/python benchmarks/engine.py
+
+bench-kernels: setup
+	$(BIN)/python benchmarks/kernels.py
 
 bench-planner: setup
 	$(BIN)/python benchmarks/planner.py --docs

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from hexgen.worker.batch_inputs import BatchInputs, Decodes, Ints, PrefillRun
+from hexgen.worker.kernels.step import Readers
 from hexgen.worker.kv import KVLayer, KVPool
 
 # A group of decodes is gathered, then attended. On a CPU both should happen while the group is in the core's
@@ -36,6 +37,7 @@ class HeadLayout:
     head_dim: int
     # KV head (local index) of each query head, where they are not equal groups in order; else None.
     index: torch.Tensor | None
+    readers: Readers
 
     @staticmethod
     def make(
@@ -46,7 +48,7 @@ class HeadLayout:
         n_kv = kv_heads[1] - kv_heads[0]
         even = len(reads) % n_kv == 0 and all(kv == i // (len(reads) // n_kv) for i, kv in enumerate(reads))
         index = None if even else torch.tensor(reads, dtype=torch.int64, device=device)
-        return HeadLayout(len(reads), n_kv, head_dim, index)
+        return HeadLayout(len(reads), n_kv, head_dim, index, Readers.make(query_heads, kv_heads, group))
 
     @property
     def group(self) -> int:
@@ -111,7 +113,7 @@ def attend(
     values), after rotary embedding, strided views allowed -> ``[tokens, query_heads * head_dim]``. Scores are
     scaled by head_dim ** -0.5.
     """
-    layer.rows.index_copy_(0, _write_rows(batch, layer.pool), kv.reshape(-1, heads.head_dim))
+    write_kv(kv, layer, batch, heads)
     plan = plan_attention(batch, layer.pool, window)
     tokens, single = q.shape[0], plan.first_single
     if not plan.prefills:
@@ -160,16 +162,19 @@ def _prefill(
         done += queries
 
 
-def _write_rows(batch: BatchInputs, pool: KVPool) -> torch.Tensor:
-    """Rows of ``KVLayer.rows`` for the step's keys and values, in the order (token, side, head)."""
+def write_kv(kv: torch.Tensor, layer: KVLayer, batch: BatchInputs, heads: HeadLayout) -> None:
+    """``kv`` ``[tokens, 2, kv_heads, head_dim]`` of the step's rows into their pages."""
     rows = batch.memo.get("write_rows")
     if rows is None:
-        sides = np.arange(2 * pool.kv_heads)
-        blocks = batch.slot_pages[:, None] * (2 * pool.kv_heads) + sides
-        flat = (blocks * pool.page_size + batch.slot_offsets[:, None]).reshape(-1)
-        rows = batch.memo["write_rows"] = torch.from_numpy(flat).to(batch.device)
-    tensor: torch.Tensor = rows
-    return tensor
+        rows = batch.memo["write_rows"] = torch.from_numpy(row_numbers(batch, layer.pool)).to(batch.device)
+    layer.rows.index_copy_(0, rows, kv.reshape(-1, heads.head_dim))
+
+
+def row_numbers(batch: BatchInputs, pool: KVPool) -> Ints:
+    """Rows of ``KVLayer.rows`` for the step's keys and values, in the order (token, side, head)."""
+    sides = np.arange(2 * pool.kv_heads)
+    blocks = batch.slot_pages[:, None] * (2 * pool.kv_heads) + sides
+    return (blocks * pool.page_size + batch.slot_offsets[:, None]).reshape(-1)
 
 
 def plan_attention(batch: BatchInputs, pool: KVPool, window: int | None) -> AttentionPlan:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from hexgen.model import ModelSpec
 from hexgen.split import RankSlice
-from hexgen.worker.attention import HeadLayout, attend
+from hexgen.worker.attention import HeadLayout
+from hexgen.worker.attention_choice import choose_operations
 from hexgen.worker.batch_inputs import BatchInputs
 from hexgen.worker.communicator import Communicator
 from hexgen.worker.kv import KVLayer
@@ -153,7 +154,13 @@ class LayerRunner:
     """The forward pass of one layer on one rank, all that is the same for all layers worked out beforehand."""
 
     def __init__(
-        self, model: ModelSpec, rank: RankSlice, communicator: Communicator, device: torch.device
+        self,
+        model: ModelSpec,
+        rank: RankSlice,
+        communicator: Communicator,
+        device: torch.device,
+        dtype: torch.dtype,
+        page_size: int,
     ) -> None:
         dim = model.head_dim
         self._heads = HeadLayout.make(rank.query_heads, rank.kv_heads, model.heads // model.kv_heads, dim, device)
@@ -167,23 +174,29 @@ class LayerRunner:
         self._swap_halves = columns.flip(1).reshape(-1)
         self._norm = RMSNorm(model.hidden_size, model.norm_eps, device)
         self._head_norm = RMSNorm(dim, model.norm_eps, device)
+        operations = choose_operations(device, dtype, dim, page_size, self._heads, model.norm_eps)
+        self._attend = operations.attention.attend
+        self._kernels = operations.kernels
 
-    @property
-    def norm(self) -> RMSNorm:
-        return self._norm
+    def normalised(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """RMS norm of rows of the model's width."""
+        return self._norm(hidden, weight) if self._kernels is None else self._kernels.rms_norm(hidden, weight)
 
     def run(
         self, hidden: torch.Tensor, weights: LayerWeights, step: StepContext, layer: KVLayer, window: int | None
     ) -> None:
         """``hidden`` ``[tokens, hidden]`` is replaced in place by the layer's output."""
-        x = self._norm(hidden, weights.input_norm)
+        x = self.normalised(hidden, weights.input_norm)
         # No names for what attention uses: it must be gone when the MLP's own activations peak.
         mixed = self._attention(_linear(x, weights.qkv, weights.qkv_bias), weights, step, layer, window)
         self._add_reduced(hidden, mixed, weights.o, weights.o_bias)
         del mixed
-        x = self._norm(hidden, weights.post_norm)
+        x = self.normalised(hidden, weights.post_norm)
         gate_up = _linear(x, weights.gate_up, weights.gate_up_bias)
-        active = F.silu(gate_up[:, : self._columns]).mul_(gate_up[:, self._columns :])
+        if self._kernels is not None:
+            active = self._kernels.silu_mul(gate_up)
+        else:
+            active = F.silu(gate_up[:, : self._columns]).mul_(gate_up[:, self._columns :])
         self._add_reduced(hidden, active, weights.down, weights.down_bias)
 
     def _attention(
@@ -191,6 +204,10 @@ class LayerRunner:
     ) -> torch.Tensor:
         tokens, dim, n_q = qkv.shape[0], self._heads.head_dim, self._heads.query_heads
         by_head = qkv.view(tokens, self._all_heads, dim)
+        if self._kernels is not None:
+            norms = weights.q_norm, weights.k_norm
+            self._kernels.rope_kv_write(qkv, step.cos, step.sin, norms, layer, step.batch, n_q)
+            return self._attend(by_head[:, :n_q], None, layer, step.batch, window, self._heads)
         qk = by_head[:, : self._rotated]
         if weights.q_norm is not None and weights.k_norm is not None:
             scaled = (qk.float() * self._head_norm.scale(qk)).to(qk.dtype)
@@ -199,7 +216,7 @@ class LayerRunner:
         swapped = qkv.index_select(1, self._swap_halves).view(tokens, self._rotated, dim)
         qk.mul_(step.cos).addcmul_(swapped, step.sin)
         kv = by_head[:, n_q:].view(tokens, 2, self._heads.kv_heads, dim)
-        return attend(qk[:, :n_q], kv, layer, step.batch, window, self._heads)
+        return self._attend(qk[:, :n_q], kv, layer, step.batch, window, self._heads)
 
     def _add_reduced(
         self, hidden: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None

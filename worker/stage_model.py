@@ -44,7 +44,9 @@ class StageModel:
         with torch.inference_mode():
             self._load(checkpoint, on_progress)
         self._rope = RotaryEmbedding(self._model, self.dtype, self.device)
-        self._runner = LayerRunner(self._model, self._slice, communicator, self.device)
+        self._runner = LayerRunner(
+            self._model, self._slice, communicator, self.device, self.dtype, config.page_size
+        )
 
     # ---- loading -----------------------------------------------------------------------------------------
 
@@ -137,4 +139,4 @@ class StageModel:
         """``[rows, n_vocab of this rank]`` float32: final norm and this rank's rows of the head, not gathered."""
         if self._head is None or self._norm_weight is None:
             raise EngineError("this stage holds no output head", where=self._config.stage)
-        return torch.mm(self._runner.norm(hidden_rows, self._norm_weight), self._head).float()
+        return torch.mm(self._runner.normalised(hidden_rows, self._norm_weight), self._head).float()

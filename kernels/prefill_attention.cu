@@ -1,0 +1,8 @@
+// Prefilling: runs of many tokens, possibly late in a long context, so that the warps of a block share the rows
+// (HX_WARPS_M) and every tile of keys serves all of them.
+#include "attention_entry.cuh"
+
+KERNEL void __launch_bounds__(Block::THREADS) prefill_attention(ATTENTION_PARAMETERS) {
+    const Attention a = ATTENTION_VALUES;
+    Block::run(a);
+}
