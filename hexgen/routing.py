@@ -54,10 +54,9 @@ class RouteState:
             return False
         if self.outstanding == 0:
             return True
-        return (
-            self.outstanding + need.sequences <= self.max_sequences
-            and self.starting_pages + self.pages(need) <= self.free_pages
-        )
+        if self.outstanding + need.sequences > self.max_sequences:
+            return False
+        return self.starting_pages + self.pages(need) <= self.free_pages
 
     @property
     def full(self) -> bool:
@@ -99,10 +98,12 @@ class Router:
                 state.turned_away = need
         if not open_routes:
             return None
+        if len(open_routes) == 1:  # all the share is its own: its credit stays
+            return open_routes[0].route
         shares = _shares(open_routes)
         for state, share in zip(open_routes, shares, strict=True):
             state.credit += share
-        least = 1 / (2 * len(open_routes) - 2) if len(open_routes) > 1 else 0.0
+        least = 1 / (2 * len(open_routes) - 2)
         ripe = [i for i, state in enumerate(open_routes) if state.credit >= least - 1e-9]
         # Routes that were full a while ago may hold all the credit: then nobody here is ripe, and all may bid.
         chosen = min(

@@ -17,7 +17,7 @@ from hexgen.model import DTYPE_BYTES, DType, ModelSpec
 from hexgen.plan import EngineOptions
 from hexgen.scheduler.figures import figures_of
 from hexgen.scheduler.rank_bytes import distinct_bytes
-from hexgen.scheduler.roofline import RankWork, rank_work
+from hexgen.scheduler.roofline import rank_work
 from hexgen.scheduler.times import ENDS, MixTimes, StepTimes, end_index
 from hexgen.scheduler.traffic import Mix, StepLoad
 from hexgen.split import split_stage
@@ -115,6 +115,7 @@ class StageProfile:
 
     __slots__ = (
         "_bytes", "_dtype", "_engine", "_model", "_most", "_times", "_work", "figures", "id", "shape", "slices",
+        "width",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +123,7 @@ class StageProfile:
     ) -> None:
         self.id = number
         self.shape = shape
+        self.width = shape.width
         self.slices = split_stage(model, shape.width, shape.shares)
         self.figures = figures_of(shape.devices[0])
         self._model, self._dtype, self._engine = model, dtype, engine
@@ -135,34 +137,60 @@ class StageProfile:
 
     def layer_s(self, load: StepLoad) -> float:
         """Seconds of one layer: its slowest rank, before each of its two all-reduces."""
+        # Called for every step of a simulation: conditions, where `max` would take as long again.
+        tokens = load.tokens
+        prompts_attended, prompts_read = load.prefill_attended, load.prefill_kv_read
+        attended, read = load.attended - prompts_attended, load.kv_read - prompts_read
         attention = mlp = 0.0
         for work in self._work:
-            projection = max(load.tokens * work.projection_s_token, work.projection_weights_s)
-            core = _core_s(work, load.prefill_attended, load.prefill_kv_read)
-            core += _core_s(work, load.attended - load.prefill_attended, load.kv_read - load.prefill_kv_read)
-            between = load.tokens * work.attention_elementwise_s_token
-            attention = max(attention, projection + core + between)
-            products = max(load.tokens * work.mlp_s_token, work.mlp_weights_s)
-            mlp = max(mlp, products + load.tokens * work.mlp_elementwise_s_token)
+            projection = tokens * work.projection_s_token
+            if projection < work.projection_weights_s:
+                projection = work.projection_weights_s
+            # Attention itself: bound by arithmetic where many tokens see the same keys, else by reading them.
+            core, reading = prompts_attended * work.core_s_attended, prompts_read * work.core_s_kv_read
+            if core < reading:
+                core = reading
+            decodes, reading = attended * work.core_s_attended, read * work.core_s_kv_read
+            core += decodes if decodes > reading else reading
+            rank_s = projection + core + tokens * work.attention_elementwise_s_token
+            if rank_s > attention:
+                attention = rank_s
+            products = tokens * work.mlp_s_token
+            if products < work.mlp_weights_s:
+                products = work.mlp_weights_s
+            rank_s = products + tokens * work.mlp_elementwise_s_token
+            if rank_s > mlp:
+                mlp = rank_s
         figures = self.figures
-        device = max(attention + mlp, figures.layer_launch_s)
+        device = attention + mlp
+        if device < figures.layer_launch_s:
+            device = figures.layer_launch_s
         software = figures.layer_overhead_s + load.sequences * figures.sequence_layer_s
-        return device + software + 2 * self.all_reduce_s(load.tokens)
+        return device + software + (2 * self.all_reduce_s(tokens) if self.width > 1 else 0.0)
 
     def fixed_s(self, load: StepLoad, embeds: bool, samples: bool) -> float:
         """Seconds of a step beside its layers: software, embedding, output head and sampling."""
         figures = self.figures
         seconds = figures.step_s
         if embeds:
-            rows = load.tokens * max(work.embedding_s_token for work in self._work)
-            seconds += figures.batching_s + rows + self.all_reduce_s(load.tokens)
+            row_s = 0.0
+            for work in self._work:
+                if work.embedding_s_token > row_s:
+                    row_s = work.embedding_s_token
+            seconds += figures.batching_s + load.tokens * row_s + self.all_reduce_s(load.tokens)
         if samples and load.samples > 0:
-            head = max(max(load.samples * w.head_s_row, w.head_weights_s) for w in self._work)
+            head = 0.0
+            for work in self._work:
+                rows = load.samples * work.head_s_row
+                if rows > head:
+                    head = rows
+                if work.head_weights_s > head:
+                    head = work.head_weights_s
             seconds += head + load.samples * figures.sample_row_s
-            if self.shape.width > 1:
+            if self.width > 1:
                 link = self.shape.link
-                exchanged = load.samples * _CANDIDATE_BYTES * (self.shape.width - 1)
-                seconds += (self.shape.width - 1) * link.latency_s + exchanged / link.bandwidth_bytes_s
+                exchanged = load.samples * _CANDIDATE_BYTES * (self.width - 1)
+                seconds += (self.width - 1) * link.latency_s + exchanged / link.bandwidth_bytes_s
         return seconds
 
     def step_s(self, layers: int, load: StepLoad, embeds: bool, samples: bool) -> float:
@@ -192,7 +220,7 @@ class StageProfile:
 
     def all_reduce_s(self, tokens: float) -> float:
         """The faster of ring (2(w-1) steps, 2(w-1)/w of the bytes: Patarasuk & Yuan 2009, section 3) and tree."""
-        width = self.shape.width
+        width = self.width
         if width == 1 or tokens <= 0:
             return 0.0
         link = self.shape.link
@@ -228,8 +256,3 @@ class StageProfile:
     def missing_bytes(self, layers: int, kv_tokens: int, embeds: bool, samples: bool) -> int:
         """Bytes by which the fullest rank exceeds its memory (negative: what is left)."""
         return max(kv_tokens * rank.kv_token(layers) - rank.room(layers, embeds, samples) for rank in self._bytes)
-
-
-def _core_s(work: RankWork, attended: float, kv_read: float) -> float:
-    """Attention itself: bound by arithmetic where many tokens see the same keys, else by reading them."""
-    return max(attended * work.core_s_attended, kv_read * work.core_s_kv_read)

@@ -53,7 +53,9 @@ class Lockstep:
             ]
             assert _parts(counted) == expected
             assert counted.tokens == sum(end - start for _, start, end, _, _ in expected)
-            assert counted.seen == sum((end - start) * (start + end + 1) / 2 for _, start, end, _, _ in expected)
+            assert counted.attended == sum(
+                (end - start) * (start + end + 1) / 2 for _, start, end, _, _ in expected
+            )
             self.sent.append((real.number, tuple(s.sequence for s in real.sampled)))
         self.same_state()
 
@@ -82,7 +84,7 @@ class Lockstep:
         assert [(s.sequence, s.kind) for s in step.segments] == [
             (number, SegmentKind.DECODE) for number, *_ in _parts(repeated)
         ]
-        assert repeated.seen == sum(s.end for s in step.segments)
+        assert repeated.attended == sum(s.end for s in step.segments)
         assert self.real.next_step() is None
         self.sent.append((step.number, tuple(s.sequence for s in step.sampled)))
         self.same_state()
@@ -102,14 +104,14 @@ def test_prompts_are_told_from_decodes() -> None:
         batcher.add(prompt, 5, 0)
     first = batcher.next_step()
     assert first is not None
-    load = first.load
+    load = first
     assert (load.tokens, load.prefill_tokens, load.prefill_sequences) == (30, 30, 2)
     assert load.prefill_attended == load.attended == 55 + 210
     batcher.complete(0.0)
     batcher.add(40, 5, 0)
     second = batcher.next_step()
     assert second is not None
-    load = second.load
+    load = second
     assert (load.tokens, load.sequences, load.samples) == (42, 3, 3)
     assert (load.prefill_tokens, load.prefill_attended, load.prefill_kv_read) == (40, 820, 40)
     assert (load.prefill_sequences, load.attended - load.prefill_attended) == (1, 11 + 21)
@@ -118,7 +120,7 @@ def test_prompts_are_told_from_decodes() -> None:
     third = batcher.next_step()
     assert third is not None
     assert third.plain
-    assert third.load.prefill_tokens == 0
+    assert third.prefill_tokens == 0
 
 
 def _parts(step: CountedStep) -> Seen:

@@ -16,6 +16,7 @@ class Way(NamedTuple):
     back_s: float
     arrived: bool
     busy_s: float
+    late: bool = False  # the first round has tokens that wait since different times; it is not for here
 
 
 def coast(batcher: CountedBatcher, path: RoutePath, recorder: Recorder, now_s: float, horizon_s: float) -> Way:
@@ -24,8 +25,10 @@ def coast(batcher: CountedBatcher, path: RoutePath, recorder: Recorder, now_s: f
     """
     step, table = batcher.in_flight[0], batcher.table
     cohort = step.cohort
-    if cohort is None or cohort.late or not batcher.may_repeat(step, cohort):
+    if cohort is None or not batcher.may_repeat(step, cohort):
         return Way(now_s, True, 0.0)
+    if cohort.late:
+        return Way(now_s, True, 0.0, late=True)
     size, page, residues = cohort.size, cohort.page, cohort.residues
     rounds, seen, last_s = cohort.rounds, cohort.total, cohort.last_s
     rounds_end = rounds + cohort.left
@@ -71,7 +74,7 @@ def coast(batcher: CountedBatcher, path: RoutePath, recorder: Recorder, now_s: f
         cohort.rounds, cohort.total, cohort.last_s = rounds, seen, last_s
         table.counted.count = free
         table.released.clear()
-        step.seen = step.kv_read = float(seen)
+        step.attended = step.kv_read = float(seen)
         batcher.steps += done
         batcher.repeated += done
     return Way(now_s, arrived, busy_s)

@@ -296,7 +296,7 @@ class CountedBatcher:
         cohort.advance()
         table.counted.count -= pages
         table.released.clear()
-        step.seen = step.kv_read = float(cohort.total)
+        step.attended = step.kv_read = float(cohort.total)
         self.in_flight.rotate(-1)
         self.steps += 1
         self.repeated += 1

@@ -38,6 +38,7 @@ class FrontDoor:
         self._batchers = batchers
         self._most_waiting = most_waiting
         self._all = self.router.up
+        self._longest = self.router.max_context
         self._stuck = False  # the queue's first found every route full, and none has got room since
         self.queue: deque[tuple[int, Need]] = deque()
 
@@ -45,7 +46,7 @@ class FrontDoor:
         """Whether no route could ever take such a prompt, or too many are waiting."""
         if self._most_waiting is not None and len(self.queue) >= self._most_waiting:
             return True
-        return prompt_tokens >= self.router.max_context
+        return prompt_tokens >= self._longest
 
     def place(self, request: int, prompt_tokens: int) -> None:
         self.queue.append((request, Need(prompt_tokens)))

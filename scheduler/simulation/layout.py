@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from hexgen.batching.limits import BatchLimits
 from hexgen.cluster import Cluster
@@ -38,11 +38,11 @@ class StepClock:
 
     def seconds(self, step: CountedStep) -> list[float]:
         """For each stage of the route, in its order. A step without segments passes through: no model runs."""
-        if step.segments == 0:
+        if step.sequences == 0:
             return self._nothing
         if not step.plain:
-            return self._of(step.load)
-        size, seen = step.segments, step.seen
+            return self._of(cast(StepLoad, step))
+        size, seen = step.sequences, step.attended
         number = int(seen / (size * CELL_TOKENS))
         cell = self._cells.get((size, number))
         if cell is None:

@@ -187,7 +187,11 @@ class Run:
     def _form(self, route: int) -> None:
         """All the steps that the route may send now."""
         batcher = self.batchers[route]
-        while (step := batcher.next_step()) is not None:
+        depth = batcher.limits.depth
+        while len(batcher.in_flight) < depth:
+            step = batcher.next_step()
+            if step is None:
+                break
             self._send(route, step)
 
     def _send(self, route: int, step: CountedStep) -> None:
@@ -230,6 +234,7 @@ class Run:
         """The route's oldest step is through. The head first sends the next, then the door hears of it."""
         batcher, recorder = self.batchers[route], self._recorder
         path = self._routes[route]
+        way = None
         if path.lone and isinstance(batcher, CountedBatcher):
             way = coast(batcher, path, recorder, self.now_s, self._horizon_s())
             self.busy_s[path.stages[0]] += way.busy_s
@@ -240,7 +245,7 @@ class Run:
                 return
             self.now_s = way.back_s
         now_s = self.now_s
-        gaps = batcher.repeat(now_s)
+        gaps = None if way is not None and not way.late else batcher.repeat(now_s)
         if gaps is not None:
             step = batcher.in_flight[-1]
             recorder.tokens += step.samples

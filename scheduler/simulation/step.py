@@ -6,7 +6,6 @@ import math
 from typing import NamedTuple
 
 from hexgen.scheduler.simulation.cohort import Cohort, CountedSequence, Part
-from hexgen.scheduler.traffic import StepLoad
 
 Windows = tuple[tuple[int | None, int], ...]  # sliding window, how many layers have it; () for none at all
 
@@ -24,13 +23,13 @@ class CountedStep:
     """A step in flight: sequences that decode, and chunks of others. One of decodes alone may come back and leave
     again many times as it is.
 
-    ``seen``: positions that its tokens attend to, summed, averaged over sliding windows. ``order``: where older
+    It has the fields of a `StepLoad`, with whole numbers, and is given to stages as one. ``order``: where older
     sequences were served first, all that sample, in the order in which they will be ready.
     """
 
     __slots__ = (
-        "chunks", "cohort", "finishing", "kv_read", "order", "plain", "prompts", "samples", "seconds", "seen",
-        "segments", "tokens",
+        "attended", "chunks", "cohort", "finishing", "kv_read", "order", "plain", "prefill_attended",
+        "prefill_kv_read", "prefill_sequences", "prefill_tokens", "samples", "seconds", "sequences", "tokens",
     )  # fmt: skip
 
     def __init__(self, parts: list[Cohort | Part], page: int, windows: Windows) -> None:
@@ -57,17 +56,18 @@ class CountedStep:
         if cohort is not None:
             decodes, seen = cohort.size, cohort.total
         self.seconds: list[float] = []  # on each stage of the route
-        self.tokens = self.segments = decodes
+        self.tokens = self.sequences = decodes
         self.samples = decodes + len(self.finishing)
-        self.seen = self.kv_read = float(seen)
-        self.prompts: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+        self.attended = self.kv_read = float(seen)
+        self.prefill_tokens = self.prefill_sequences = 0
+        self.prefill_attended = self.prefill_kv_read = 0.0
         if windows and cohort is not None:
             held = [_windowed(state.base + cohort.rounds, windows) for state in cohort]
-            self.seen = self.kv_read = math.fsum(held)
+            self.attended = self.kv_read = math.fsum(held)
         if self.chunks:
             self._add_chunks(windows)
         # One token of each sequence: its cost is that of decodes, also where one is a prompt's last.
-        self.plain = self.tokens == self.samples == self.segments > 0
+        self.plain = self.tokens == self.samples == self.sequences > 0
 
     def _add_chunks(self, windows: Windows) -> None:
         """Of chunks longer than one token: tokens, positions seen, KV read, sequences. A prompt's lone last token
@@ -77,7 +77,7 @@ class CountedStep:
         seen = read = lone = 0.0
         for _, start, end, _, _ in self.chunks:
             self.tokens += end - start
-            self.segments += 1
+            self.sequences += 1
             held = end if not windows else _windowed(end, windows)
             if end == start + 1:
                 lone += held
@@ -86,15 +86,10 @@ class CountedStep:
                 count += 1
                 seen += _attended(start, end, windows)
                 read += held
-        self.seen += lone + seen
+        self.attended += lone + seen
         self.kv_read += lone + read
-        self.prompts = (float(tokens), seen, read, float(count))
-
-    @property
-    def load(self) -> StepLoad:
-        return StepLoad(
-            float(self.tokens), self.seen, self.kv_read, float(self.segments), float(self.samples), *self.prompts
-        )
+        self.prefill_tokens, self.prefill_sequences = tokens, count
+        self.prefill_attended, self.prefill_kv_read = seen, read
 
 
 def _windowed(context: int, windows: Windows) -> float:
