@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 
 from hexgen.batching.segments import Step
-from hexgen.discover.cgroups import cpu_quota
 from hexgen.discover.points import (
     DECODE_SEQUENCES,
     PREFILL_TOKENS,
@@ -25,7 +24,7 @@ from hexgen.discover.points import (
     prefill_load,
     step_of,
 )
-from hexgen.discover.timing import Stopwatch
+from hexgen.discover.timing import Stopwatch, cpu_share
 from hexgen.errors import EngineError
 from hexgen.model import DTYPE_BYTES, DType, ModelSpec
 from hexgen.split import split_stage
@@ -128,7 +127,7 @@ class _Bench:
         self._model, self._device = model, torch.device(device)
         on_gpu = self._device.type == "cuda"
         sync = partial(torch.cuda.synchronize, self._device) if on_gpu else None
-        self._watch = Stopwatch(threads, None if on_gpu else cpu_quota(), sync)
+        self._watch = Stopwatch(threads, 1.0 if on_gpu else cpu_share(threads), sync)
         room = int(_free_bytes(self._device) * MEMORY_SHARE)
         layer_bytes = model.layer_parameters * DTYPE_BYTES[dtype]
         self._layers = min(LAYERS, model.layers, room // layer_bytes)
@@ -258,10 +257,6 @@ class _Bench:
 
 
 def _free_bytes(device: torch.device) -> int:
-    from hexgen.deploy.facts import available_memory
-    from hexgen.discover.cgroups import memory_limit
+    from hexgen.discover.machine import free_memory
 
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    limit = memory_limit()
-    return available_memory() if limit is None else min(available_memory(), limit)
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()

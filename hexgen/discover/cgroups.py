@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc/self/cgroup")
@@ -11,13 +12,33 @@ ROOT = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60
 
 
-def memory_limit(proc: Path = PROC, root: Path = ROOT) -> int | None:
-    """Bytes that this group and those around it may take; None where nothing limits them."""
-    found = [
-        _integer(group / name)
-        for group, name in _groups("memory", "memory.limit_in_bytes", "memory.max", proc, root)
-    ]
-    return min((limit for limit in found if limit is not None and limit < _NO_LIMIT), default=None)
+@dataclass(frozen=True, slots=True)
+class MemoryRoom:
+    """Of the control group that leaves the least: its limit, and what its processes could still take."""
+
+    limit_bytes: int
+    room_bytes: int
+
+
+def memory_room(proc: Path = PROC, root: Path = ROOT) -> MemoryRoom | None:
+    """Among this process's group and those around it; None where nothing limits them."""
+    found = []
+    for group, name in _groups("memory", "memory.limit_in_bytes", "memory.max", proc, root):
+        limit = _text(group / name)
+        if limit.isdigit() and int(limit) < _NO_LIMIT:
+            used = _text(group / ("memory.current" if name == "memory.max" else "memory.usage_in_bytes"))
+            held = (int(used) if used.isdigit() else 0) - _reclaimable(group)
+            found.append(MemoryRoom(int(limit), max(0, int(limit) - max(0, held))))
+    return min(found, key=lambda room: room.room_bytes, default=None)
+
+
+def _reclaimable(group: Path) -> int:
+    """Cached files that nobody has used of late: counted as used, and given up before anybody is refused."""
+    for line in _text(group / "memory.stat").splitlines():
+        key, _, value = line.partition(" ")
+        if key in ("inactive_file", "total_inactive_file") and value.isdigit():
+            return int(value)
+    return 0
 
 
 def cpu_quota(proc: Path = PROC, root: Path = ROOT) -> float | None:
@@ -31,6 +52,16 @@ def cpu_quota(proc: Path = PROC, root: Path = ROOT) -> float | None:
         if quota.isdigit() and period.isdigit() and int(period):
             found.append(int(quota) / int(period))
     return min(found, default=None)
+
+
+def hidden(controller: str, proc: Path = PROC, root: Path = ROOT) -> bool:
+    """This process is in a group of ``controller`` ("cpu", "memory") whose files cannot be seen from here.
+
+    So it is where another mount namespace has its own /sys without the control groups (`ip netns exec`).
+    """
+    v1, v2 = ("cpu.cfs_quota_us", "cpu.max") if controller == "cpu" else ("memory.limit_in_bytes", "memory.max")
+    groups = list(_groups(controller, v1, v2, proc, root))
+    return len(groups) > 1 and not any((group / name).exists() for group, name in groups)
 
 
 def _groups(controller: str, v1: str, v2: str, proc: Path, root: Path) -> Iterator[tuple[Path, str]]:
@@ -66,8 +97,3 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def _integer(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text.isdigit() else None

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from hexgen.discover.cgroups import cpu_quota
 from hexgen.discover.records import AllReduce, Speeds
-from hexgen.discover.timing import Stopwatch, least_quarter
+from hexgen.discover.timing import Stopwatch, cpu_share, least_quarter
 from hexgen.units import format_bytes
 from hexgen.worker.communicator import Communicator, connect, connect_store, serve_store
 
@@ -33,14 +32,13 @@ def cpu_speeds(threads: int, memory_bytes: int) -> Speeds:
     """Of this machine's CPU with ``threads`` threads. Takes some four seconds."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    quota = cpu_quota()
-    watch = Stopwatch(threads, quota)
+    share = cpu_share(threads)
+    watch = Stopwatch(threads, share)
     try:
         size = max(4 * _MIB, min(CPU_BUFFER_BYTES, memory_bytes // 16))
         found = _speeds("cpu", size, CPU_SIDE, watch)
     finally:
         torch.set_num_threads(before)
-    share = min(1.0, quota / threads) if quota is not None else 1.0
     return replace(found, threads=threads, share=share, disturbance=watch.disturbance)
 
 

@@ -96,10 +96,11 @@ def _node(found: Found, kind: Kind, sharing: int, threads: int | None) -> tuple[
 
 def _cpu_memory(found: Found, sharing: int) -> tuple[float, str]:
     machine = found.machine
-    limit = machine.memory_limit_bytes
+    limit, room = machine.memory_limit_bytes, machine.memory_room_bytes
     part = machine.memory_bytes / sharing
-    if limit is not None and limit < part:
-        return limit * CPU_MEMORY_SHARE, f"the control group's limit, {format_bytes(limit)}"
+    if limit is not None and room is not None and room < part:
+        how = f"what the control group's limit of {format_bytes(limit)} leaves beside Ray and one worker"
+        return room * CPU_MEMORY_SHARE, how
     shared = f", shared by {sharing} nodes of one machine" if sharing > 1 else ""
     return part * CPU_MEMORY_SHARE, f"{format_bytes(machine.memory_bytes)} available{shared}"
 

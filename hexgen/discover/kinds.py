@@ -84,7 +84,7 @@ def _cpu_kind(name: str, group: Sequence[tuple[Found, Speeds]]) -> Kind:
     copy, stream = (mean([getattr(s, f) for s in every]) for f in ("copy_bytes_s", "stream_bytes_s"))
     each = f"; divided by {threads} threads, which the planner multiplies out" if threads > 1 else ""
     clock = "wall time, best of two" if threads > 1 else "this thread's CPU time"
-    clock += f" at a quota of {one.share:.3g} CPU a thread" if one.share < 1 else ""
+    clock += f" at {one.share:.2g} of a CPU, its control group's quota" if one.share < 1 else ""
     comments = [
         f"{name}: {', '.join(node.name for node, _ in group)}"
         + (f" (alike within {ALIKE - 1:.0%}; means of {len(group)})" if len(group) > 1 else ""),

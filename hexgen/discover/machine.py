@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from hexgen.deploy.facts import available_memory, installed_version, usable_cores
-from hexgen.discover.cgroups import cpu_quota, memory_limit
+from hexgen.discover.cgroups import cpu_quota, hidden, memory_room
 from hexgen.discover.nvml import nvml_gpus
 from hexgen.discover.records import Gpu, Machine
 
@@ -20,12 +20,15 @@ def look() -> Machine:
     """This machine as this process may use it: in a Ray worker, Ray has chosen the GPUs."""
     found = nvml_gpus()
     gpus, topology, said = found if found is not None else (_smi_gpus(), None, "")
+    room = memory_room()
     return Machine(
         hostname=os.uname().nodename,
         boot_id=_boot_id(),
         cores=usable_cores(),
         memory_bytes=available_memory(),
-        memory_limit_bytes=memory_limit(),
+        memory_limit_bytes=room.limit_bytes if room is not None else None,
+        memory_hidden=hidden("memory"),
+        memory_room_bytes=room.room_bytes if room is not None else None,
         cpu_quota=cpu_quota(),
         gpus=visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES")),
         topology=topology,
@@ -67,6 +70,12 @@ def parse_smi(text: str) -> tuple[Gpu, ...]:
             capability = fields[3] if fields[3].replace(".", "", 1).isdigit() else None
             found.append(Gpu(fields[1], int(fields[2]) * _MEBIBYTE, capability, fields[0]))
     return tuple(found)
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take."""
+    room = memory_room()
+    return available_memory() if room is None else min(available_memory(), room.room_bytes)
 
 
 def _boot_id() -> str:

@@ -34,9 +34,9 @@ class Probe:
 
         if on_gpu:
             return Measured(compute.gpu_speeds(), wires.hop_s(self._host), compute.gpu_all_reduce())
-        from hexgen.deploy.facts import available_memory
+        from hexgen.discover.machine import free_memory
 
-        speeds = compute.cpu_speeds(threads, available_memory())
+        speeds = compute.cpu_speeds(threads, free_memory())
         return Measured(speeds, wires.hop_s(self._host), compute.cpu_all_reduce(self._host))
 
     def wire(self, store_host: str, store_port: int, name: str, side: int, limit_s: float) -> Wire | None:

@@ -22,6 +22,8 @@ class Machine:
     cores: int  # that this process may use
     memory_bytes: int  # available on the machine
     memory_limit_bytes: int | None = None  # of the control group that this node runs in
+    memory_hidden: bool = False  # it may have a limit that cannot be read
+    memory_room_bytes: int | None = None  # what it leaves beside Ray and this probe
     cpu_quota: float | None = None  # CPUs' worth of time, of the same control group
     gpus: tuple[Gpu, ...] = ()
     topology: str | None = None  # the link among the GPUs by NVML, a name of `hexgen.catalogue.LINKS`

@@ -83,6 +83,10 @@ class Surveyor:
             answers = self.asker.ask("measure", asked, MEASURE_TIMEOUT_S, self.drop)
             self.nodes = [replace(n, measured=answers.get(n.name, n.measured)) for n in self.nodes]
         for node in self.nodes:
+            if node.machine.memory_hidden:
+                self.remarks.append(
+                    f"{node.name}: its control group's memory limit cannot be read: correct `memory`"
+                )
             slowed = node.measured.speeds.disturbance if node.measured is not None else 1.0
             if slowed > DISTURBED:
                 self.remarks.append(
