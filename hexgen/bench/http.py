@@ -26,6 +26,10 @@ class BrokenStreamError(Exception):
     """The server has closed the connection before the end of its answer, or does not speak HTTP."""
 
 
+class ClosedError(BrokenStreamError):
+    """The connection ended before the first byte of an answer: so ends one that was idle for too long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a URL points; ``path`` has no slash at its end."""
@@ -108,7 +112,12 @@ class Connection:
         try:
             self._writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
             await self._writer.drain()
-            status, fields = await self._head()
+            if not (first := await self._reader.read(1)):
+                raise ClosedError("the server closed the connection")
+        except OSError as error:
+            raise ClosedError(f"the connection broke: {error.strerror or error}") from error
+        try:
+            status, fields = await self._head(first)
             while status in (100, 102, 103):
                 status, fields = await self._head()
         except OSError as error:
@@ -130,8 +139,8 @@ class Connection:
             raise BrokenStreamError("a line without an end") from error
         return line.rstrip(b"\r\n")
 
-    async def _head(self) -> tuple[int, dict[str, str]]:
-        line = await self._line()
+    async def _head(self, begun: bytes = b"") -> tuple[int, dict[str, str]]:
+        line = begun + await self._line()
         parts = line.split(None, 2)
         if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit() or len(parts[1]) != 3:
             raise BrokenStreamError("this is no HTTP server")
@@ -209,7 +218,7 @@ class Pool:
             connection = self._idle.pop()
             try:
                 return connection, *await connection.send(self.target, method, path, headers, body)
-            except BrokenStreamError:  # the server had closed it while it was idle
+            except ClosedError:  # while it was idle
                 connection.close()
             except BaseException:
                 connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -15,6 +16,7 @@ from hexgen.bench.record import Record
 from hexgen.errors import SpecError, UnavailableError
 
 _MAX_ERROR_BYTES = 1 << 20
+_LOOK_S = 10.0
 _RETURNS_IDS = ("hexgen", "vllm")  # whose servers know `return_token_ids`: an event for every token, text or not
 _KINDS = ("compute", "wait", "transfer", "host")
 
@@ -146,11 +148,15 @@ class OpenAIClient:
         self._pool.close()
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        connection, status, pieces = await self._pool.send("GET", path, self._headers)
         try:
-            return status, await whole(pieces)
-        finally:
-            self._pool.done(connection)
+            async with asyncio.timeout(_LOOK_S):
+                connection, status, pieces = await self._pool.send("GET", path, self._headers)
+                try:
+                    return status, await whole(pieces)
+                finally:
+                    self._pool.done(connection)
+        except TimeoutError as error:
+            raise BrokenStreamError(f"nothing within {_LOOK_S:.0f} s") from error
 
 
 def state_of(exposition: str) -> ServerState:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from hexgen.bench.record import Outcome, Record
 from hexgen.errors import UnavailableError
 from hexgen.workload import Slo
 
+T = TypeVar("T")
 MOST_OPEN = 1024  # connections, or streams of one
 _WARM_UP_TOKENS = 16  # of each answer that is not measured
 _LATE_S = 0.02
@@ -58,14 +60,13 @@ async def run_bench(
 ) -> Bench:
     """Look at the server, ask it a few things unmeasured, then send the load and measure.
 
+    Setting ``stop`` ends the run with what was measured by then; before that, ``KeyboardInterrupt``.
+
     ``check`` may refuse the server before anything is measured. Raises ``UnavailableError`` where no server
     answers, where a first request fails, or where every request did: there are no figures of nothing.
     """
-    facts = await client.look()
-    asks = asks_for(facts)
     stop = stop or asyncio.Event()
-    await _warm_up(client, asks, options, facts)
-    before = await client.state()
+    facts, asks, before = await _unless(stop, _begin(client, asks_for, options))
     if check is not None:
         check(facts, before)
     busy_s, began_s = time.process_time(), time.perf_counter()
@@ -87,6 +88,28 @@ async def run_bench(
             f"none of {measures.failed} requests was answered; {count} of them: {reason}", where=client.where
         )
     return Bench(facts, outcome, measures, before, after, busy, _remarks(facts, outcome, measures, busy))
+
+
+async def _begin(
+    client: Client, asks_for: Callable[[ServerFacts], list[Ask]], options: BenchOptions
+) -> tuple[ServerFacts, list[Ask], ServerState]:
+    facts = await client.look()
+    asks = asks_for(facts)
+    await _warm_up(client, asks, options, facts)
+    return facts, asks, await client.state()
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise KeyboardInterrupt
+        return task.result()
+    finally:
+        for each in (task, stopping):
+            each.cancel()
+        await asyncio.gather(task, stopping, return_exceptions=True)
 
 
 async def _warm_up(client: Client, asks: list[Ask], options: BenchOptions, facts: ServerFacts) -> None:
