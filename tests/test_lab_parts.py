@@ -17,6 +17,7 @@ from hexgen.lab.laboratory import cores_of
 from hexgen.lab.links import latencies, segments, shaping
 from hexgen.lab.names import MAX_LABS, MAX_NODES, LabName, check_cluster, number_of
 from hexgen.lab.ray_nodes import cpus_of
+from hexgen.lab.tools import check_machine
 from hexgen.worker.latency import DelayedSocket, latency_setting, parse_setting
 
 SPECS = sorted((Path(__file__).parent.parent / "cluster_specs").glob("lab-*.yaml"))
@@ -75,6 +76,16 @@ def test_what_cannot_be_a_lab_is_said() -> None:
     links = {"nodes": [{"between": ["n", "nowhere"], "bandwidth": "1Gbps", "latency": "1ms"}]}
     with pytest.raises(SpecError, match="there is no node 'nowhere'"):
         parse_cluster({"nodes": [{"name": "n", "device": "cpu"}], "links": links})
+
+
+def test_without_root_or_tools_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(DeploymentError, match=r"only root may \(run it with sudo\)"):
+        check_machine()
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("hexgen.lab.tools.find", lambda tool: None if tool == "tc" else f"/sbin/{tool}")
+    with pytest.raises(DeploymentError, match=r"iproute2 is missing: there is no `tc` \(install iproute2\)"):
+        check_machine()
 
 
 # ---- links ----------------------------------------------------------------------------------------------------
@@ -153,6 +164,9 @@ def test_version_1_writes_period_and_quota(tmp_path: Path) -> None:
     groups.create(lab, (COMMAND, "node.a"))
     groups.set_cores(lab, "node.a", 0.25)
     groups.set_memory(lab, "node.a", 10**9)
+    groups.set_weights(lab, {COMMAND: 1, "node.a": 4})
+    assert (tmp_path / "cpu/hexlab-3/cpu.shares").read_text() == "5120"
+    assert (tmp_path / "cpu/hexlab-3/node.a/cpu.shares").read_text() == "4096"
     inside, memory = tmp_path / "cpu/hexlab-3/node.a", tmp_path / "memory/user/me/hexlab-3/node.a"
     assert (inside / "cpu.cfs_period_us").read_text() == "10000"
     assert (inside / "cpu.cfs_quota_us").read_text() == "2500"
@@ -171,6 +185,9 @@ def test_version_2_delegates_and_writes_one_line(tmp_path: Path) -> None:
     groups.create(lab, (COMMAND, "node.a"))
     groups.set_cores(lab, "node.a", 1.5)
     groups.set_memory(lab, "node.a", 10**9)
+    groups.set_weights(lab, {COMMAND: 1, "node.a": 4})
+    assert (tmp_path / "unified/hexlab-3/cpu.weight").read_text() == "500"
+    assert (tmp_path / "unified/hexlab-3/node.a/cpu.weight").read_text() == "400"
     inside = tmp_path / "unified/hexlab-3/node.a"
     assert (inside / "cpu.max").read_text() == "15000 10000"
     assert (inside / "memory.max").read_text() == "1000000000"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,17 @@ class Groups:
             else:  # the period first: a quota is checked against it
                 (folder / "cpu.cfs_period_us").write_text(str(period_us))
                 (folder / "cpu.cfs_quota_us").write_text(str(quota_us))
+
+    def set_weights(self, lab: LabName, threads: Mapping[str, int]) -> None:
+        """Against everything else on the machine, a lab counts as its threads would without groups: by itself a
+        group, whatever runs in it, weighs as much as a single thread.
+        """
+        base, most, name = (100, 10_000, "cpu.weight") if self.version == 2 else (1024, 262_144, "cpu.shares")
+        whole = {"": sum(threads.values()), **threads}
+        for member, count in whole.items():
+            folder = self.cpu / lab.group / member
+            with _explained(folder):
+                (folder / name).write_text(str(min(most, base * count)))
 
     def set_memory(self, lab: LabName, member: str, limit_bytes: int) -> None:
         if self.memory is None:

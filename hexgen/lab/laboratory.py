@@ -161,6 +161,8 @@ class Laboratory:
         self._ray = ray_nodes.start(self.name, self.cluster, doors, environments)
 
     def _limit(self) -> None:
+        threads = {member_of(node.name): ray_nodes.cpus_of(node) for node in self.cluster.nodes}
+        self._groups.set_weights(self.name, threads | {COMMAND: 1})
         for node in self.cluster.nodes:
             member = member_of(node.name)
             self._groups.set_cores(self.name, member, cores_of(node, self._scale))

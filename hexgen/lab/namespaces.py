@@ -6,7 +6,6 @@ bridges), nothing of it collides with another lab's, and it ends with its namesp
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from hexgen.cluster import Cluster
 from hexgen.lab.names import LabName
 from hexgen.lab.tools import find, run
 
+_NAMED = Path("/run/netns")  # where iproute2 keeps them
 INTERFACE = "eth0"  # in every node's namespace
 _BRIDGE = "br0"
 # Join the control groups in $1 .. up to "--" before anything else, so that no child is ever outside of them.
@@ -54,7 +54,8 @@ def write_hosts(lab: LabName, cluster: Cluster) -> None:
     """The nodes know one another by name; the lab's folder must be there."""
     lines = ["127.0.0.1 localhost"]
     for name, address in lab.addresses(cluster).items():
-        lines += [f"{address} {name}", f"::ffff:{address} {name}"]  # sockets that take both families ask so
+        # The second for whoever asks for the name of a peer on a socket that takes both families (torch does).
+        lines += [f"{address} {name}", f"::ffff:{address} {name}.lab"]
     (lab.folder / "hosts").write_text("\n".join(lines) + "\n")
     (lab.folder / "resolv.conf").write_text("")
 
@@ -69,18 +70,17 @@ class Door:
 
     def command(self, command: Sequence[str]) -> list[str]:
         """``command``, run on the node; the process keeps the id of the one that is started."""
-        ip = find("ip") or "ip"
         return [
             "/bin/sh", "-c", _JOIN, "join", *map(str, self.groups), "--",
-            ip, "netns", "exec", self.lab.namespace(self.node), find("unshare") or "unshare", "--uts",
+            find("nsenter") or "nsenter", f"--net={_NAMED / self.lab.namespace(self.node)}",
+            find("unshare") or "unshare", "--mount", "--uts",
             "/bin/sh", "-c", _SETTLE, "settle", self.node, str(self.lab.folder), *command,
         ]  # fmt: skip
 
 
 def existing() -> list[str]:
     """Every named network namespace of this machine."""
-    folder = Path("/run/netns")
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return sorted(path.name for path in _NAMED.iterdir()) if _NAMED.is_dir() else []
 
 
 def processes_in(namespace: str) -> set[int]:
@@ -89,8 +89,3 @@ def processes_in(namespace: str) -> set[int]:
 
 def delete(namespace: str) -> None:
     run("ip", "netns", "delete", namespace)
-
-
-def shown(lab: LabName, node: str) -> str:
-    """What a person types to look at a node from outside."""
-    return f"ip netns exec {shlex.quote(lab.namespace(node))}"

@@ -18,7 +18,7 @@ from hexgen.lab.names import LabName
 from hexgen.lab.namespaces import Door
 from hexgen.lab.ray_node import GCS_PORT
 
-START_TIMEOUT_S = 180.0  # a busy machine and a cold disk; on an idle one it is some five seconds
+START_TIMEOUT_S = 600.0  # of all; one takes some five seconds on an idle machine
 _POLL_S = 0.2
 
 
@@ -52,7 +52,7 @@ def cpus_of(node: Node) -> int:
 def start(
     lab: LabName, cluster: Cluster, doors: Mapping[str, Door], environments: Mapping[str, Mapping[str, str]]
 ) -> RayNodes:
-    """Start the head, then all others at once. ``environments`` are the nodes' own additions.
+    """Start the head, then the others. ``environments`` are the nodes' own additions.
 
     ``DeploymentError`` with the last line of a node's log where it does not come up; what runs is left to the
     caller's clean-up.
@@ -82,9 +82,14 @@ def start(
 
     begin(head, 0, None)
     _await(lab, nodes, [head.name], deadline)
-    for position, node in enumerate(others, 1):
-        begin(node, position, addresses[head.name])
-    _await(lab, nodes, [node.name for node in others], deadline)
+    # Ray gives a node 30 s to come up: no more of them at a time than there are cores.
+    numbered = list(enumerate(others, 1))
+    together = len(os.sched_getaffinity(0))
+    for first in range(0, len(numbered), together):
+        batch = numbered[first : first + together]
+        for position, node in batch:
+            begin(node, position, addresses[head.name])
+        _await(lab, nodes, [node.name for _, node in batch], deadline)
     return nodes
 
 

@@ -9,7 +9,13 @@ import sys
 
 from hexgen.errors import DeploymentError
 
-_PACKAGES = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "mount": "util-linux"}
+_PACKAGES = {
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+    "mount": "util-linux",
+}
 _TIMEOUT_S = 60.0
 # iproute2 is often in a folder that only root's own shell looks into.
 _FOLDERS = "/usr/sbin:/sbin:/usr/bin:/bin"
