@@ -26,6 +26,7 @@ log = logging.getLogger("hexgen.scheduler")
 SHARE = 0.99  # of the requests
 _TOLERANCE = 0.02  # of a rate: less is noise, and the earlier candidate stays
 _TIGHTER = (0.8, 0.6)  # of the limits: plans made for these have room for queues
+_USUAL = 0.8  # of what is served by means: where the rate for 99 % mostly lies
 _SPARE_RATES = (1.15, 1.35, 1.6, 2.0)  # of the workload's: what cheap nodes are chosen to carry, in turn
 _FEWEST, _MOST = 1000, 2000  # requests of a trial
 _FILLS = 3  # trials see so many times the requests that are in the cluster at once
@@ -173,15 +174,20 @@ def _requests(task: Task, candidates: Sequence[Plan]) -> Requests | None:
 def _largest(task: Task, made: Plan, requests: Requests, least: float) -> float:
     """The candidate's rate, requests/s; -1 where it is not worth more than ``least``."""
     slo, table = task.workload.slo, task.cost_table
-    start = made.predicted.requests_s if made.predicted is not None else 1.0
+    start = made.predicted.requests_s * _USUAL if made.predicted is not None else 1.0
+    late = task.deadline
     if least > 0:
         start = least * (1 + _TOLERANCE)
-        if not carries(made, task.cluster, task.model, requests, slo, start, attainment=SHARE, cost_table=table):
+        if not carries(
+            made, task.cluster, task.model, requests, slo, start,
+            attainment=SHARE, cost_table=table, deadline=late,
+        ):  # fmt: skip
             return -1.0
-    return largest_rate(
+    found = largest_rate(
         made, task.cluster, task.model, requests, slo,
-        attainment=SHARE, cost_table=table, tolerance=_TOLERANCE, start=start,
+        attainment=SHARE, cost_table=table, tolerance=_TOLERANCE, start=start, deadline=late,
     )  # fmt: skip
+    return -1.0 if found == 0 and _late(task) else found  # nothing is known
 
 
 def _noted(task: Task, made: Plan, largest: float | None, requests: Requests) -> Plan:
@@ -190,7 +196,7 @@ def _noted(task: Task, made: Plan, largest: float | None, requests: Requests) ->
         return made
     attainment: float | None = None
     rate = task.workload.rate
-    if rate != "max":
+    if rate != "max" and not _late(task):
         slo, table = task.workload.slo, task.cost_table
         point = attainment_curve(made, task.cluster, task.model, requests, slo, [float(rate)], cost_table=table)[0]
         attainment = None if math.isnan(point.attainment) else point.attainment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from hexgen.cluster import Cluster
@@ -20,6 +20,7 @@ from hexgen.workload import Slo
 
 _WARM_SHARE = 0.1  # of the requests come into a cluster that is not yet as full as it will be, and are not judged
 _DOUBLINGS = 40
+_FIRST_STEP = 1.25
 # So few requests at a time hardly ever meet: limits missed then are missed at any rate.
 _ALONE = 0.005
 
@@ -42,22 +43,29 @@ def largest_rate(
     cost_table: CostTable | None = None,
     tolerance: float = 0.02,
     start: float = 1.0,
+    deadline: float | None = None,
 ) -> float:
     """The largest rate (requests/s) at which at least ``attainment`` of the requests keep all limits; 0 for none.
 
     ``requests`` gives lengths and the pattern of arrivals, which every rate tried shares, squeezed or stretched
     (common random numbers), so that the answer is as smooth in the plan as it can be. The first tenth is not
-    judged. Doubling from ``start`` brackets the rate, bisection narrows it to ``tolerance`` of itself; a trial
-    ends as soon as too many have missed. Raises ``SpecError`` for a share that so few requests cannot show.
+    judged. Growing steps from ``start`` bracket the rate, bisection narrows it to ``tolerance`` of itself; a trial
+    ends as soon as too many have missed. At ``deadline`` (of `time.monotonic`) the largest rate that was found to
+    keep the limits is returned. Raises ``SpecError`` for a share that so few requests cannot show.
     """
-    attempt = _attempts(plan, cluster, model, requests, slo, attainment, cost_table)
-    low, high = _bracket(attempt, start)
-    while high - low > tolerance * high:
-        middle = (low + high) / 2
-        if attempt(middle).kept:
-            low = middle
-        else:
-            high = middle
+    attempt = _attempts(plan, cluster, model, requests, slo, attainment, cost_table, deadline)
+    low = high = 0.0
+    try:
+        for found in _brackets(attempt, start):
+            low, high = found
+        while high - low > tolerance * high:
+            middle = math.sqrt(low * high)
+            if attempt(middle).kept:
+                low = middle
+            else:
+                high = middle
+    except _LateError:
+        pass
     return low
 
 
@@ -71,11 +79,19 @@ def carries(
     *,
     attainment: float = 0.99,
     cost_table: CostTable | None = None,
+    deadline: float | None = None,
 ) -> bool:
     """Whether at least ``attainment`` of the requests keep all limits at ``rate`` requests/s: one trial of those
-    that `largest_rate` makes.
+    that `largest_rate` makes. False also where ``deadline`` came first.
     """
-    return _attempts(plan, cluster, model, requests, slo, attainment, cost_table)(rate).kept
+    try:
+        return _attempts(plan, cluster, model, requests, slo, attainment, cost_table, deadline)(rate).kept
+    except _LateError:
+        return False
+
+
+class _LateError(Exception):
+    """The deadline came before a trial had its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +108,11 @@ def _attempts(
     slo: Slo,
     attainment: float,
     cost_table: CostTable | None,
+    deadline: float | None,
 ) -> Callable[[float], Trial]:
-    """One trial at a rate. Raises ``SpecError`` where limits, share or requests make no question."""
+    """One trial at a rate, which raises `_LateError` where the deadline comes first. Raises ``SpecError`` where
+    limits, share or requests make no question.
+    """
     if slo == Slo():
         raise SpecError("there are no limits to keep", where="slo", remedy="name one: {ttft: 2s, tpot: 100ms}")
     if not 0 < attainment < 1:
@@ -113,28 +132,36 @@ def _attempts(
         asked = requests.at_rate(rate)
         recorder = Recorder(asked, len(layout.routes), slo, judged_from, allowed)
         run = Run(layout, asked, recorder)
-        run.to_end(0.0, math.inf)
+        if not run.to_end(0.0, math.inf, deadline) and not recorder.hopeless:
+            raise _LateError
         return Trial(not recorder.hopeless, recorder.crowd(run.now_s))
 
     return attempt
 
 
-def _bracket(attempt: Callable[[float], Trial], start: float) -> tuple[float, float]:
-    """A rate that keeps the limits and twice it, which does not; zeros where none does."""
-    rate = start
+def _brackets(attempt: Callable[[float], Trial], start: float) -> Iterator[tuple[float, float]]:
+    """Closer and closer: a rate that keeps the limits (zero: none is known), and one that does not (or the same
+    again, where none was found). Steps grow: predictions that ``start`` comes from are usually near.
+    """
+    rate, step = start, _FIRST_STEP
     trial = attempt(rate)
     if trial.kept:
         for _ in range(_DOUBLINGS):
-            if not attempt(2 * rate).kept:
-                return rate, 2 * rate
-            rate *= 2
-        return rate, rate
+            yield rate, rate
+            above = rate * step
+            if not attempt(above).kept:
+                yield rate, above
+                return
+            rate, step = above, min(2.0, step * step)
+        return
     while trial.crowd > _ALONE:
-        rate /= 2
-        trial = attempt(rate)
+        below = rate / step
+        trial = attempt(below)
         if trial.kept:
-            return rate, 2 * rate
-    return 0.0, 0.0
+            yield below, rate
+            return
+        rate, step = below, min(2.0, step * step)
+    yield 0.0, 0.0
 
 
 def attainment_curve(

@@ -52,11 +52,13 @@ class Recorder:
         self._judged_from = judged_from
         self._allowed = allowed_misses
         self._missed: set[int] = set()
+        self.hopeless = False  # more requests have missed their limits than was allowed
+        self._begun = self._done = judged_from  # all before these have begun, or ended, or missed a limit
 
     @property
-    def hopeless(self) -> bool:
-        """More requests have missed their limits than was allowed."""
-        return self._allowed is not None and len(self._missed) > self._allowed
+    def judging(self) -> bool:
+        """Whether the run may end as soon as too many have missed their limits."""
+        return self._allowed is not None
 
     def crowd(self, now_s: float) -> float:
         """Requests in the system at a time, on average up to now (Little's law)."""
@@ -70,14 +72,13 @@ class Recorder:
     def refuse(self, request: int) -> None:
         self.rejected += 1
         self.route[request] = REFUSED
-        if request >= self._judged_from:
-            self._missed.add(request)
+        self._miss(request)
 
     def first_token(self, request: int, now_s: float) -> None:
         self.first_s[request] = now_s
         limit = self._slo.ttft_s
-        if limit is not None and now_s - self.arrival_s[request] > limit and request >= self._judged_from:
-            self._missed.add(request)
+        if limit is not None and now_s - self.arrival_s[request] > limit:
+            self._miss(request)
 
     def finish(self, request: int, outputs: int, now_s: float) -> None:
         self.finish_s[request] = now_s
@@ -86,8 +87,28 @@ class Recorder:
         late = slo.latency_s is not None and now_s - self.arrival_s[request] > slo.latency_s
         if not late and slo.tpot_s is not None and outputs > 1:
             late = now_s - self.first_s[request] > slo.tpot_s * (outputs - 1)
-        if late and request >= self._judged_from:
+        if late:
+            self._miss(request)
+
+    def _miss(self, request: int) -> None:
+        if request >= self._judged_from:
             self._missed.add(request)
+            self.hopeless = self._allowed is not None and len(self._missed) > self._allowed
+
+    def look(self, now_s: float) -> None:
+        """Whoever waits for longer than a limit has missed it, and a trial need not run until they are served."""
+        if self._slo.ttft_s is not None:
+            self._begun = self._overdue(self._begun, now_s - self._slo.ttft_s, self.first_s)
+        if self._slo.latency_s is not None:
+            self._done = self._overdue(self._done, now_s - self._slo.latency_s, self.finish_s)
+
+    def _overdue(self, first: int, before_s: float, came_s: list[float]) -> int:
+        arrivals = self.arrival_s
+        while first < len(arrivals) and arrivals[first] < before_s:
+            if math.isnan(came_s[first]):
+                self._miss(first)
+            first += 1
+        return first
 
     def gaps(self, seconds: float, count: int) -> None:
         """``count`` tokens came ``seconds`` after the one before them."""

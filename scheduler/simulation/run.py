@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from heapq import heappop, heappush
 
 from hexgen.cluster import Cluster
@@ -21,6 +22,7 @@ from hexgen.scheduler.simulation.tokenwise import TokenwiseBatcher
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.workload import Slo
 
+_LOOK_TURNS = 256  # events between two looks at the clock on the wall
 _BACK = -1  # instead of a hop: the step's tokens are back at the head
 
 
@@ -90,6 +92,7 @@ class Run:
         self.tokens = 0  # output tokens in the window
         self.finished = 0  # requests in the window
         self._recorder = recorder
+        self._judging = recorder.judging
         self._routes = layout.routes
         self._front = FrontDoor(layout.routes, self.batchers, most_waiting)
         self._prompts: list[int] = requests.prompt_tokens.tolist()
@@ -106,7 +109,10 @@ class Run:
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
-    def to_end(self, warmup_s: float, until_s: float) -> None:
+    def to_end(self, warmup_s: float, until_s: float, deadline: float | None = None) -> bool:
+        """Until all is served, or the clock shows ``until_s``, or too many have missed their limits. ``deadline``
+        of `time.monotonic`: then it stops wherever it is, and returns False.
+        """
         recorder, events = self._recorder, self._events
         arrivals = recorder.arrival_s
         count = len(arrivals)
@@ -114,6 +120,7 @@ class Run:
         if self._closed is not None:
             arrivals[:] = [0.0 if i < self._closed else math.inf for i in range(count)]
         warm = warmup_s <= 0
+        turns = 0
         while not recorder.hopeless:
             arriving = arrivals[self._arrived] if self._arrived < count else math.inf
             now_s = min(arriving, events[0][0]) if events else arriving
@@ -124,6 +131,10 @@ class Run:
             if now_s > until_s or now_s == math.inf:
                 break
             self.now_s = now_s
+            if deadline is not None:
+                turns += 1
+                if turns % _LOOK_TURNS == 0 and time.monotonic() >= deadline:
+                    return False
             if now_s >= recorder.next_sample_s:
                 self._sample()
             if arriving <= now_s:
@@ -138,6 +149,7 @@ class Run:
             self.now_s = until_s
         self.tokens = recorder.tokens - self.tokens
         self.finished = self._finished_all - self.finished
+        return True
 
     def _begin_window(self, warmup_s: float) -> None:
         """Steps under way have been counted to their ends already, as they will be at the window's end."""
@@ -159,6 +171,8 @@ class Run:
     def _arrive(self) -> None:
         request = self._arrived
         self._arrived += 1
+        if self._judging:
+            self._recorder.look(self.now_s)
         prompt = self._prompts[request]
         if self._front.refuses(prompt):
             self._recorder.refuse(request)
@@ -253,6 +267,8 @@ class Run:
                 recorder.gaps(seconds, count)
             self._send(route, step)
             return
+        if self._judging:
+            recorder.look(now_s)
         back = batcher.complete(now_s)
         recorder.tokens += back.tokens
         for seconds, count in back.gaps:
