@@ -152,7 +152,7 @@ def _missing_bytes(asked: Asked, like: Node) -> int:
         + asked.model.kv_bytes_per_token(dtype) * asked.traffic.peak_tokens
         for dtype in dtypes
     )
-    return max(0, need - sum(usable_bytes(device) for device in devices))
+    return max(0, need - sum(max(0, usable_bytes(device)) for device in devices))
 
 
 def _dtype(asked: Asked) -> Change | None:

@@ -38,7 +38,7 @@ def infeasible(
     cost = CostModel(model, dtype, options, cost_table)
     weights = model.parameters * DTYPE_BYTES[dtype]
     kv = model.kv_bytes_per_token(dtype) * traffic.peak_tokens
-    usable = sum(usable_bytes(device) for device in devices)
+    usable = sum(max(0, usable_bytes(device)) for device in devices)
     text = (
         f"{model.name} does not fit: weights {format_bytes(weights)} in {dtype} and KV for one request of "
         f"{traffic.peak_tokens} tokens {format_bytes(kv)}, and {len(devices)} "

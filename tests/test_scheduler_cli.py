@@ -120,6 +120,8 @@ def test_a_plan_from_an_old_one(cluster: str, tmp_path: Path, capsys: pytest.Cap
     assert value["replan"]["loads_bytes"] == sum(move["loads_bytes"] for move in moved)
     assert run(str(smaller), "--from", str(old)) == 0
     assert "from the old plan:" in capsys.readouterr().out
+    assert run(str(smaller), "--from", str(old), "--model", "llama-2-7b") == 2
+    assert "old.yaml: is a plan of llama-2-13b" in capsys.readouterr().err
 
 
 def test_progress_is_for_terminals_only(
@@ -218,6 +220,8 @@ def test_every_objective(cluster: str, objective: str, capsys: pytest.CaptureFix
     [
         (["--model", "no-such-model"], "no-such-model"),
         (["--model", "llama-2-70b"], "missing"),
+        (["--model", ""], "--model: is empty"),
+        (["--workload", " "], "--workload: is empty"),
         (["--objective", "slo"], "needs limits"),
         (["--time-limit", "-1"], "time limit"),
         (["--workload", "no-such-file.yaml"], "no-such-file.yaml"),

@@ -68,8 +68,9 @@ def run(*arguments: str) -> int:
     return int(caught.value.code or 0)
 
 
-@pytest.fixture
-def plan_file(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    tmp_path = tmp_path_factory.mktemp("simulated")
     cluster = tmp_path / "lab.yaml"
     cluster.write_text(
         "name: lab\nnodes:\n  - {name: a, device: RTX3090, count: 4}\nmodel: llama-2-13b\n"
@@ -107,7 +108,14 @@ def test_a_trace_and_a_closed_loop(plan_file: str, tmp_path: Path, capsys: pytes
     trace.write_text("timestamp,prompt_tokens,output_tokens\n0,10,5\n1,20,5\n2,30,5\n")
     capsys.readouterr()
     assert run(plan_file, "--trace", str(trace), "--json") == 0
-    assert json.loads(capsys.readouterr().out)["completed"] == 3
+    value = json.loads(capsys.readouterr().out)
+    assert value["completed"] == 3
+    assert value["workload"]["prompt_tokens"]["mean"] == 20  # the trace's own, and so in what is predicted
+    assert value["workload"]["rate"] == 1.0
+    dated = tmp_path / "dated.csv"
+    dated.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n")
+    assert run(plan_file, "--trace", str(dated), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["completed"] == 1
     assert run(plan_file, "--concurrency", "2", "--requests", "20", "--json") == 0
     assert json.loads(capsys.readouterr().out)["routes"][0]["running_mean"] <= 2
 
@@ -126,6 +134,8 @@ def test_a_trace_and_a_closed_loop(plan_file: str, tmp_path: Path, capsys: pytes
         (["--workload", "prompt=10,output=10,rate=2", "--slo-attainment", "0.9"], "no limits"),
         (["--warmup", "5", "--until", "5"], "until"),
         (["--cost", "no-such.json"], "no-such.json"),
+        (["--workload", ""], "--workload: is empty"),
+        (["--workload", "prompt=4000,output=200"], "a mean request has 4200 tokens"),
     ],
 )
 def test_bad_input_is_one_line(

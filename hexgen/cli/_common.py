@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hexgen.errors import SpecError
 from hexgen.units import format_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on sta
 def say(text: str) -> None:
     """A message for a person: stdout belongs to results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def given_text(option: str, text: str | None) -> None:
+    """Raises ``SpecError`` for an option that says nothing: often a script's variable that is not set."""
+    if text is not None and not text.strip():
+        raise SpecError("is empty", where=option, remedy="give it a value, or leave it out")
 
 
 class StopSignals:

@@ -51,7 +51,9 @@ def plan_command(
         EngineChoice, typer.Option("--engine", help="How to search; auto takes what suits the cluster.")
     ] = EngineChoice.auto,
     cost: CostOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the search; the same seed gives the same plan.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the search; the same seed gives the same plan.")
+    ] = 0,
     old: Annotated[
         Path | None,
         typer.Option("--from", help="Re-plan from this plan, moving few weights.", metavar="OLD_PLAN"),

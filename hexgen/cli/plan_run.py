@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from hexgen.cli._common import say
+from hexgen.cli._common import given_text, say
 from hexgen.cli.plan_output import Made, check_target, print_json, show, write_plan
 from hexgen.cli.plan_progress import search_shown
 from hexgen.cluster import Cluster, load_cluster
@@ -18,7 +18,7 @@ from hexgen.scheduler.explain import explain
 from hexgen.scheduler.picture import check_plot, write_page, write_plot
 from hexgen.scheduler.planner import plan
 from hexgen.scheduler.replan import DEFAULT_LIMIT_S, Replanned, replan
-from hexgen.scheduler.tables import CostTable, load_table
+from hexgen.scheduler.tables import CostTable, table_for
 from hexgen.scheduler.task import Engine, Objective, Task, make_task
 from hexgen.workload import Workload, load_workload
 
@@ -87,6 +87,9 @@ def run(asked: PlanRequest) -> None:
 
 
 def _check(asked: PlanRequest) -> None:
+    """What can be told before anything is planned."""
+    given_text("--model", asked.model)
+    given_text("--workload", asked.workload)
     for target in asked.targets:
         check_target(target)
         if target.exists() and asked.cluster.exists() and target.samefile(asked.cluster):
@@ -103,6 +106,8 @@ def _check(asked: PlanRequest) -> None:
             where="--engine",
             remedy="leave out one of them",
         )
+    if asked.objective == "maxflow" and asked.engine != "auto":
+        say(f"note: the objective maxflow has one search of its own: --engine {asked.engine} does not matter")
 
 
 def _read(asked: PlanRequest) -> _Input:
@@ -118,7 +123,7 @@ def _read(asked: PlanRequest) -> _Input:
         # A name stays a name; a directory is written in full, so that the plan can be served from anywhere.
         ref if ref in BUILTIN_CONFIGS or ref in BUNDLED_MODELS else model.name,
         load_workload(asked.workload) if asked.workload else None,
-        load_table(asked.cost) if asked.cost is not None else None,
+        table_for(asked.cost, cluster, model),
     )
 
 
@@ -137,10 +142,24 @@ def _planned(asked: PlanRequest, given: _Input) -> tuple[Plan, Replanned | None]
             )
         return made, None
     before = load_plan(asked.old)
+    _check_same_model(before, asked.old, given)
     before = dataclasses.replace(before, cluster=resolve_cluster(before, asked.old.parent))
     limit_s = DEFAULT_LIMIT_S if asked.time_limit_s is None else asked.time_limit_s
     found = replan(before, *what, time_limit_s=limit_s, seed=asked.seed, cost=given.table)
     return found.plan, found
+
+
+def _check_same_model(before: Plan, path: Path, given: _Input) -> None:
+    """Weights of another model are none to keep, even where layers are as many."""
+    if before.model == given.model_ref:
+        return
+    held = load_model(before.model, where=f"{path}: model", base_dir=path.parent)
+    if dataclasses.replace(held, name=given.model.name) != given.model:
+        raise SpecError(
+            f"is a plan of {before.model}, and what is to be planned is {given.model_ref}",
+            where=str(path),
+            remedy="give that model, or plan afresh without --from",
+        )
 
 
 def _with_comments(asked: PlanRequest, given: _Input, made: Made) -> Made:

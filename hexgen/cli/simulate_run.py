@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import typer
 
+from hexgen.cli._common import given_text
 from hexgen.cli.simulate_tables import Simulated, as_object, show
 from hexgen.cluster import Cluster
 from hexgen.errors import SpecError
@@ -25,10 +27,11 @@ from hexgen.scheduler.simulation import (
     served,
     simulate,
 )
-from hexgen.scheduler.tables import CostTable, load_table
+from hexgen.scheduler.simulation.requests import Ints
+from hexgen.scheduler.tables import CostTable, table_for
 from hexgen.scheduler.task import default_workload
 from hexgen.validate import check_plan
-from hexgen.workload import Slo, Workload, load_workload
+from hexgen.workload import Lengths, Slo, Workload, load_workload
 
 _REQUESTS = 2000  # where a rate is given and no number
 _MOST_REQUESTS = 10_000_000  # drawn: some hundred bytes each
@@ -95,17 +98,35 @@ def _read(asked: SimulateRequest) -> _Input:
     cluster = resolve_cluster(plan, asked.plan.parent)
     model = load_model(plan.model, where=f"{asked.plan}: model", base_dir=asked.plan.parent)
     check_plan(plan, cluster, model, where=str(asked.plan))
-    table = load_table(asked.cost) if asked.cost is not None else None
+    table = table_for(asked.cost, cluster, model)
     if table is not None:
         table.check(model, cluster.nodes)
     limit = min(plan.engine.max_context or model.max_context, model.max_context)
     workload = load_workload(asked.workload) if asked.workload else cluster.workload or default_workload(limit)
-    if asked.trace is not None:  # its lengths are what is served, and so what is to be predicted
-        told = load_workload(asked.trace)
-        workload = replace(workload, prompt_tokens=told.prompt_tokens, output_tokens=told.output_tokens)
+    if asked.trace is not None:
+        workload = _like(replay(asked.trace, limit=asked.requests), workload.slo)
     if asked.rate is not None:
         workload = replace(workload, rate=_rate(asked.rate))
+    mean = workload.prompt_tokens.mean + workload.output_tokens.mean
+    if mean > limit:
+        raise SpecError(
+            f"a mean request has {mean:g} tokens, and {model.name} takes at most {limit} here",
+            where=str(asked.trace or asked.workload or "workload"),
+            remedy="shorten prompts or outputs, or raise the plan's max_context",
+        )
     return _Input(plan, cluster, model, workload, table)
+
+
+def _like(requests: Requests, slo: Slo) -> Workload:
+    """A trace in figures: what is served, and so what is to be predicted."""
+
+    def lengths(tokens: Ints) -> Lengths:
+        return Lengths(float(tokens.mean()), float(np.percentile(tokens, 99)), int(tokens.max()))
+
+    rate: float | Literal["max"] = "max"
+    if math.isfinite(requests.rate) and requests.rate > 0:
+        rate = requests.rate
+    return Workload(lengths(requests.prompt_tokens), lengths(requests.output_tokens), rate, slo)
 
 
 def _simulated(asked: SimulateRequest, given: _Input) -> SimulationResult:
@@ -151,6 +172,7 @@ def _largest_rate(asked: SimulateRequest, given: _Input, share: float) -> float:
 
 def _check(asked: SimulateRequest) -> None:
     """What can be told without reading a file."""
+    given_text("--workload", asked.workload)
     for name, count in (("--requests", asked.requests), ("--concurrency", asked.concurrency)):
         if count is not None and not 1 <= count <= _MOST_REQUESTS:
             raise SpecError(f"must lie between 1 and {_MOST_REQUESTS:,}, not {count}", where=name)
