@@ -18,7 +18,7 @@ from hexgen.scheduler.explain import explain
 from hexgen.scheduler.picture import check_plot, write_page, write_plot
 from hexgen.scheduler.planner import plan
 from hexgen.scheduler.replan import DEFAULT_LIMIT_S, Replanned, replan
-from hexgen.scheduler.tables import CostTable, table_for
+from hexgen.scheduler.tables import CostTable, load_table
 from hexgen.scheduler.task import Engine, Objective, Task, make_task
 from hexgen.workload import Workload, load_workload
 
@@ -123,7 +123,7 @@ def _read(asked: PlanRequest) -> _Input:
         # A name stays a name; a directory is written in full, so that the plan can be served from anywhere.
         ref if ref in BUILTIN_CONFIGS or ref in BUNDLED_MODELS else model.name,
         load_workload(asked.workload) if asked.workload else None,
-        table_for(asked.cost, cluster, model),
+        load_table(asked.cost) if asked.cost is not None else None,
     )
 
 
