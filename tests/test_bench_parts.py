@@ -518,22 +518,35 @@ def compared(compute: float, *, steps: int = 100, host: float = 0.1, transfer: f
 
 
 @pytest.mark.parametrize(
-    ("comparison", "tabled", "first", "cause"),
+    ("comparison", "tabled", "load", "first", "cause"),
     [
-        (compared(8.0), False, "computed 8 s, predicted 4 s (+100%)", "2.00 times as long as the catalogue's"),
-        (compared(8.0), True, "computed 8 s", "something else uses that machine"),
-        (compared(8.0, steps=200), False, "computed 8 s", "emptier"),
-        (compared(2.0), False, "computed 2 s", "faster than its figures"),
-        (compared(4.0, host=3.0), False, "spent 3 s outside the model, 30 ms a step", "batching"),
-        (compared(4.0, transfer=3.0), False, "passed on for 3 s, predicted none", "link is slower"),
+        (
+            compared(8.0),
+            True,
+            3.0,
+            "computed 8 s",
+            "2.00 times as long as predicted: other work had this machine's",
+        ),
+        (
+            compared(8.0),
+            False,
+            0.0,
+            "computed 8 s, predicted 4 s (+100%)",
+            "2.00 times as long as the catalogue's",
+        ),
+        (compared(8.0), True, 0.0, "computed 8 s", "something else uses that machine"),
+        (compared(8.0, steps=200), False, 9.0, "computed 8 s", "emptier"),
+        (compared(2.0), False, 0.0, "computed 2 s", "faster than its figures"),
+        (compared(4.0, host=3.0), False, 0.0, "spent 3 s outside the model, 30 ms a step", "batching"),
+        (compared(4.0, transfer=3.0), False, 0.0, "passed on for 3 s, predicted none", "link is slower"),
     ],
 )
 def test_the_largest_difference_has_its_cause(
-    comparison: Comparison, tabled: bool, first: str, cause: str
+    comparison: Comparison, tabled: bool, load: float, first: str, cause: str
 ) -> None:
     outcome = recorded()
     facts = ServerFacts("m")
-    bench = Bench(facts, outcome, measures_of(outcome), ServerState(), ServerState(), 0.0, ())
+    bench = Bench(facts, outcome, measures_of(outcome), ServerState(), ServerState(), 0.0, load, ())
     found = findings(comparison, bench, tabled=tabled)
     assert first in found[0].what
     assert cause in found[0].cause

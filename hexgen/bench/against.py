@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -38,7 +38,7 @@ class Figure:
     """One figure of the cluster or of its requests; times in seconds, NaN where it is not known."""
 
     name: str
-    planned: float  # the closed form: saturated where it counts tokens or requests
+    closed_form: float  # what the planner counts with: saturated where it is tokens or requests
     simulated: float
     measured: float
 
@@ -95,16 +95,17 @@ def compare(expected: Expected, bench: Bench, workload: Workload, concurrency: i
         cost_table=expected.cost_table,
         concurrency=concurrency,
     )
-    planned = evaluate(
-        expected.plan, expected.cluster, expected.model, _as_sent(workload, done), cost_table=expected.cost_table
-    )
+    sent = _as_sent(workload, done)
+    if concurrency is not None:
+        sent = replace(sent, rate="max")
+    closed_form = evaluate(expected.plan, expected.cluster, expected.model, sent, cost_table=expected.cost_table)
     span_s = simulated.ended_s - simulated.started_s
     moved = {
         name: value - bench.before.totals.get(name, 0.0)
         for name, value in bench.after.totals.items()
     }  # fmt: skip
     return Comparison(
-        figures=_figures(planned, simulated, bench),
+        figures=_figures(closed_form, simulated, bench),
         stages=_stages(expected.plan, simulated, span_s, bench),
         simulated=simulated,
         simulated_s=span_s,
@@ -134,12 +135,12 @@ def _lengths(drawn: Lengths, mean: float) -> Lengths:
     return drawn if abs(mean / drawn.mean - 1) < 0.1 else Lengths(mean=mean)
 
 
-def _figures(planned: Prediction, simulated: SimulationResult, bench: Bench) -> tuple[Figure, ...]:
+def _figures(closed_form: Prediction, simulated: SimulationResult, bench: Bench) -> tuple[Figure, ...]:
     measures = bench.measures
-    means = {"ttft": planned.ttft_s, "tpot": planned.tpot_s, "e2el": planned.latency_s}
+    means = {"ttft": closed_form.ttft_s, "tpot": closed_form.tpot_s, "e2el": closed_form.latency_s}
     found = [
-        Figure("output tokens/s", planned.tokens_s, simulated.tokens_s, measures.tokens_s),
-        Figure("requests/s", planned.requests_s, simulated.requests_s, measures.requests_s),
+        Figure("output tokens/s", closed_form.tokens_s, simulated.tokens_s, measures.tokens_s),
+        Figure("requests/s", closed_form.requests_s, simulated.requests_s, measures.requests_s),
     ]
     for name in ("ttft", "tpot", "itl", "e2el"):
         found.append(Figure(f"mean {name}", means.get(name, math.nan), simulated.mean(name), measures.mean(name)))

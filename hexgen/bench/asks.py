@@ -19,6 +19,7 @@ MAX_OUTPUT_TOKENS = 1_000_000
 MAX_PROMPT_TOKENS = 100_000_000  # of all requests together
 # Where a server does not say how many token ids its model has: today's models have all of these.
 SAFE_VOCABULARY = 1000
+MAX_VOCABULARY = 2**31 - 1
 
 
 Ids = npt.NDArray[np.int32]

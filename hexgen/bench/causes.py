@@ -32,14 +32,14 @@ def findings(comparison: Comparison, bench: Bench, *, tabled: bool) -> list[Find
     found = [
         finding
         for stage in comparison.stages
-        for finding in _of_stage(stage, comparison, tabled)
+        for finding in _of_stage(stage, comparison, bench, tabled)
         if finding.share >= _WORTH
     ]
     found += _of_requests(comparison, bench)
     return sorted(found, key=lambda finding: -finding.share)[:_MOST]
 
 
-def _of_stage(stage: StageTimes, comparison: Comparison, tabled: bool) -> list[Finding]:
+def _of_stage(stage: StageTimes, comparison: Comparison, bench: Bench, tabled: bool) -> list[Finding]:
     if not stage.measured or stage.steps == 0:
         return []
     run_s = comparison.measured_s
@@ -47,7 +47,7 @@ def _of_stage(stage: StageTimes, comparison: Comparison, tabled: bool) -> list[F
     predicted, measured = stage.predicted["compute"], stage.measured["compute"]
     if predicted > 0:
         text = f"stage {stage.stage} computed {format_time(measured)}, predicted {_beside(predicted, measured)}"
-        cause = _compute_cause(stage, measured / predicted, comparison, tabled)
+        cause = _compute_cause(measured / predicted, comparison, bench, tabled)
         found.append(Finding(abs(measured - predicted) / run_s, text, cause))
     host = stage.measured["host"]
     found.append(
@@ -71,7 +71,7 @@ def _of_stage(stage: StageTimes, comparison: Comparison, tabled: bool) -> list[F
     return found
 
 
-def _compute_cause(stage: StageTimes, factor: float, comparison: Comparison, tabled: bool) -> str:
+def _compute_cause(factor: float, comparison: Comparison, bench: Bench, tabled: bool) -> str:
     """Either there were more steps than in simulation, or each took longer."""
     steps = comparison.steps / max(1, comparison.simulated.steps) if comparison.steps else 1.0
     each = factor / steps
@@ -85,6 +85,11 @@ def _compute_cause(stage: StageTimes, factor: float, comparison: Comparison, tab
     besides = ""
     if max(steps, 1 / steps) > _ALIKE:
         besides = f" ({comparison.steps} steps ran where the simulation needs {comparison.simulated.steps})"
+    if each > _ALIKE and bench.load > 1:
+        return (
+            f"each step took {each:.2f} times as long as predicted{besides}: other work had this machine's cores "
+            f"already before the run ({bench.load:.1f} times as much as they can do)"
+        )
     if each > _ALIKE and tabled:
         return (
             f"each step took {each:.2f} times as long as by the cost table{besides}: something else uses that "

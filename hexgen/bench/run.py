@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,7 @@ class Bench:
     before: ServerState
     after: ServerState
     client_busy: float  # cores that this client kept busy
+    load: float  # that other work put on each core of the server's machine before the run; 0: not known
     remarks: tuple[str, ...]
 
 
@@ -69,6 +71,7 @@ async def run_bench(
     facts, asks, before = await _unless(stop, _begin(client, asks_for, options))
     if check is not None:
         check(facts, before)
+    load = _load_before(client.where)
     busy_s, began_s = time.process_time(), time.perf_counter()
     outcome = await drive(
         client,
@@ -87,7 +90,16 @@ async def run_bench(
         raise UnavailableError(
             f"none of {measures.failed} requests was answered; {count} of them: {reason}", where=client.where
         )
-    return Bench(facts, outcome, measures, before, after, busy, _remarks(facts, outcome, measures, busy))
+    remarks = _remarks(facts, outcome, measures, busy, load)
+    return Bench(facts, outcome, measures, before, after, busy, load, remarks)
+
+
+def _load_before(where: str) -> float:
+    """The load average a core, where the server is on this machine."""
+    host = where.partition("://")[2] or where
+    if not host.startswith(("127.", "localhost", "[::1]")):
+        return 0.0
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 async def _begin(
@@ -134,7 +146,9 @@ async def _warm_up(client: Client, asks: list[Ask], options: BenchOptions, facts
             ) from error
 
 
-def _remarks(facts: ServerFacts, outcome: Outcome, measures: Measures, busy: float) -> tuple[str, ...]:
+def _remarks(
+    facts: ServerFacts, outcome: Outcome, measures: Measures, busy: float, load: float
+) -> tuple[str, ...]:
     """What whoever reads the figures should know."""
     found = []
     if outcome.stopped:
@@ -148,6 +162,8 @@ def _remarks(facts: ServerFacts, outcome: Outcome, measures: Measures, busy: flo
     late_s = float(np.percentile(measures.late_s, 99)) if measures.late_s.size else 0.0
     if late_s > _LATE_S:
         found.append(f"1 % of the requests were sent {late_s * 1e3:.0f} ms late or more: this client was busy")
+    if load > 1:
+        found.append(f"this machine had {load:.1f} times as much to do as it has cores before the run began")
     if busy > _BUSY:
         found.append(f"this client kept {busy:.0%} of a core busy: it may be what was measured")
     short = sum(1 for r in outcome.completed if r.output_tokens < r.ask.output_tokens)

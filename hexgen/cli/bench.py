@@ -52,7 +52,10 @@ def bench_command(
         bool, typer.Option("--ignore-eos/--no-ignore-eos", help="Answers as long as asked for.")
     ] = True,
     vocab_size: Annotated[
-        int | None, typer.Option("--vocab-size", min=1, help="Draw token ids below it (default: the server's).")
+        int | None,
+        typer.Option(
+            "--vocab-size", min=1, max=2**31 - 1, help="Draw token ids below it (default: the server's)."
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds that one request may take.")] = 600.0,
     api_key: Annotated[

@@ -10,7 +10,15 @@ from typing import Literal
 import numpy as np
 
 from hexgen.bench.against import Expected
-from hexgen.bench.asks import MAX_REQUESTS, SAFE_VOCABULARY, Ask, from_file, read_prompts, synthetic
+from hexgen.bench.asks import (
+    MAX_REQUESTS,
+    MAX_VOCABULARY,
+    SAFE_VOCABULARY,
+    Ask,
+    from_file,
+    read_prompts,
+    synthetic,
+)
 from hexgen.bench.client import ServerFacts
 from hexgen.errors import SpecError
 from hexgen.model import load_model
@@ -110,7 +118,7 @@ class Load:
     slo: Slo
 
     def asks(self, facts: ServerFacts) -> list[Ask]:
-        vocabulary = self.asked.vocab_size or facts.vocab_size or SAFE_VOCABULARY
+        vocabulary = min(self.asked.vocab_size or facts.vocab_size or SAFE_VOCABULARY, MAX_VOCABULARY)
         if self.prompts is not None:
             return self.prompts
         if self.trace is not None:

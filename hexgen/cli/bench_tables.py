@@ -75,7 +75,7 @@ def _comparison_object(found: Comparison, causes: tuple[Finding, ...], plan: str
         "figures": [
             {
                 "name": f.name,
-                "planned": _plain(f, f.planned),
+                "closed_form": _plain(f, f.closed_form),
                 "simulated": _plain(f, f.simulated),
                 "measured": _plain(f, f.measured),
                 "measured_over_simulated": f.ratio,
@@ -126,6 +126,10 @@ def show(shown: Shown) -> None:
         tables += [_figures(shown.comparison), _stages(shown.comparison)]
     for table in tables:
         console.print(table)
+    if shown.comparison is not None:
+        console.print(
+            "closed form: the planner's steady state; its tokens/s and requests/s are those of saturation"
+        )
     for remark in shown.bench.remarks:
         console.print(f"note: {escape(remark)}", soft_wrap=True)
     if shown.comparison is not None:
@@ -184,10 +188,10 @@ def _failures(bench: Bench) -> Table:
 
 def _figures(found: Comparison) -> Table:
     table = Table(title="predicted and measured", title_justify="left")
-    for name in ("", "plan (steady)", "simulated", "measured", "measured/simulated"):
+    for name in ("", "closed form", "simulated", "measured", "measured/simulated"):
         table.add_column(name, justify="right" if name else "left")
     for figure in found.figures:
-        cells = [figure.planned, figure.simulated, figure.measured]
+        cells = [figure.closed_form, figure.simulated, figure.measured]
         if figure.name in _RATES:
             shown = ["-" if math.isnan(cell) else f"{cell:.2f}" for cell in cells]
         else:
