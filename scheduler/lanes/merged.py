@@ -12,6 +12,8 @@ from hexgen.scheduler.sharing import RouteState, StageLoad
 from hexgen.scheduler.tables.published import PublishedProfile
 from hexgen.scheduler.traffic import Traffic
 
+_DIGITS = 9  # of shares: sums of the same weights in another order are the same
+
 
 def ways_of_plan(plan: Plan, states: Sequence[RouteState]) -> list[Way]:
     """The routes with what the others send over the same stages and links."""
@@ -28,15 +30,30 @@ def ways_of_plan(plan: Plan, states: Sequence[RouteState]) -> list[Way]:
         Way(
             route.weight / total,
             tuple(
-                Stop(part.profile, part.layers, part.embeds, part.samples, min(1.0, meets[hop.stage]))
+                Stop(
+                    part.profile,
+                    part.layers,
+                    part.embeds,
+                    part.samples,
+                    min(1.0, round(meets[hop.stage], _DIGITS)),
+                )
                 for hop, part in zip(route.path, state.parts, strict=True)
             ),
             state.edges,
-            tuple(crosses[a.stage, b.stage] for a, b in pairwise(route.path)),
+            tuple(round(crosses[a.stage, b.stage], _DIGITS) for a, b in pairwise(route.path)),
             state.back,
         )
         for route, state in zip(plan.routes, states, strict=True)
     ]
+
+
+def _alike(ways: Sequence[Way]) -> list[Way]:
+    """One for all that meet the same."""
+    found: dict[Way, float] = {}
+    for way in ways:
+        same = replace(way, weight=1.0)
+        found[same] = found.get(same, 0.0) + way.weight
+    return [replace(way, weight=weight) for way, weight in found.items()]
 
 
 def merged(
@@ -47,6 +64,7 @@ def merged(
     Asked for more than its slowest stage lets through, its KV room fills up, and who has room waits at that stage
     (Little's law), unless limits keep the room from being filled.
     """
+    ways = _alike(ways)
     most = float(sum(state.most for state in states))
     full = served(ways, traffic, most, limited)
     if full.requests_s <= 0:  # not even one request alone keeps the limits: that one is told

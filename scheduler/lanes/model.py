@@ -32,7 +32,7 @@ from hexgen.scheduler.tables.published import PublishedProfile
 from hexgen.scheduler.times import end_index
 from hexgen.scheduler.traffic import StepLoad, Traffic, mix_of
 
-_HALVINGS = 16
+_PRECISION, _ROUNDS = 1e-5, 40  # of the largest rate
 _SETTLING = 4  # rounds of the fixed point of batch and step
 # Delays behind prompts grow with the square of their lengths, and these vary: mean square over square of mean, for
 # the conversations that Helix and others replay about 1.5.
@@ -177,10 +177,12 @@ def _queue_s(taken: float, seconds: float) -> float:
     return taken / (1 - taken) * seconds / 2 if taken < 1 else math.inf
 
 
-def pace(ways: Sequence[Way], traffic: Traffic, requests_s: float) -> Pace:
-    """The plan carrying ``requests_s``, whether or not that many fit."""
+def pace(
+    ways: Sequence[Way], traffic: Traffic, requests_s: float, known: dict[Stop, StopTimes] | None = None
+) -> Pace:
+    """The plan carrying ``requests_s``, whether or not that many fit. ``known``: stops at that rate, for more."""
     ttft = trip = quiet = 0.0
-    known: dict[Stop, StopTimes] = {}
+    known = {} if known is None else known
     for way in ways:
         a, b, c = way_times(way, traffic, requests_s, known)
         ttft, trip, quiet = ttft + way.weight * a, trip + way.weight * b, quiet + way.weight * c
@@ -201,30 +203,40 @@ def flow_limit(ways: Sequence[Way], traffic: Traffic) -> float:
     return limit
 
 
+def load_of(state: Pace, traffic: Traffic, most: float, limited: bool = False) -> float:
+    """How much of its room the plan needs, or of what the limits grant where that is more: 1 is all."""
+    slo = traffic.slo
+    times = ((state.ttft_s, slo.ttft_s), (state.trip_s, slo.tpot_s), (state.latency_s, slo.latency_s))
+    taken = [s / allowed for s, allowed in times if limited and allowed is not None]
+    return max(state.in_flight / most, *taken) if taken else state.in_flight / most
+
+
 def served(ways: Sequence[Way], traffic: Traffic, most: float, limited: bool = False) -> Pace:
     """The most that the plan serves with at most ``most`` requests at once; ``limited``: within the limits too.
 
-    In flight and times grow with the rate, so the largest rate is found by bisection.
+    In flight and times grow with the rate, so the largest rate is where a false position settles (the Illinois
+    rule: Dowell and Jarratt, BIT 11, 1971), from below; halved where they are infinite.
     """
-    limit = flow_limit(ways, traffic)
-
-    def fits(state: Pace) -> bool:
-        slo = traffic.slo
-        kept = not limited or (
-            (slo.ttft_s is None or state.ttft_s <= slo.ttft_s)
-            and (slo.tpot_s is None or state.trip_s <= slo.tpot_s)
-            and (slo.latency_s is None or state.latency_s <= slo.latency_s)
-        )
-        return kept and state.in_flight <= most
-
-    whole = pace(ways, traffic, limit)
-    if fits(whole):
-        return whole
-    low, high = 0.0, limit
-    for _ in range(_HALVINGS):
+    high = flow_limit(ways, traffic)
+    best = pace(ways, traffic, high)
+    above = load_of(best, traffic, most, limited) - 1
+    if above <= 0:
+        return best
+    best = pace(ways, traffic, 0.0)
+    low, below = 0.0, load_of(best, traffic, most, limited) - 1
+    if below > 0:
+        return best
+    near = high * _PRECISION
+    for _ in range(_ROUNDS):
+        if high - low <= near:
+            break
         middle = (low + high) / 2
-        if fits(pace(ways, traffic, middle)):
-            low = middle
+        if math.isfinite(above) and below < 0:
+            middle = min(high - near / 2, max(low + near / 2, low - below * (high - low) / (above - below)))
+        state = pace(ways, traffic, middle)
+        found = load_of(state, traffic, most, limited) - 1
+        if found <= 0:
+            best, low, below, above = state, middle, found, above / 2
         else:
-            high = middle
-    return pace(ways, traffic, low)
+            high, above, below = middle, found, below / 2
+    return best

@@ -61,6 +61,7 @@ class Program:
         self.room = np.array([self._room(part) for part in ranges], dtype=float)
         self.limit = np.array([stop_limit(self._stop(part), self.traffic) for part in ranges], dtype=float)
         self._limits: dict[Range, float] = {}
+        self._costs: dict[float, list[Costs]] = {}  # by rate
         self._thin = np.array([*(1 / part.lanes for part in ranges), 1.0])
         self._stages, self._room_of, self._total_of = [], [], []
         for options in self.options:
@@ -103,6 +104,11 @@ class Program:
 
     def costs(self, requests_s: float) -> list[Costs]:
         """What each kind's layouts cost at this rate, in the same order for `shapes`."""
+        if requests_s not in self._costs:
+            self._costs[requests_s] = self._priced(requests_s)
+        return self._costs[requests_s]
+
+    def _priced(self, requests_s: float) -> list[Costs]:
         hop = min(self._hops(), default=0.0)
         times = [
             stop_times(self._stop(part), self.traffic, requests_s) if limit >= requests_s else None
