@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,22 @@ def test_refusals_are_counted(capsys: pytest.CaptureFixture[str], deployment: In
             assert sum(found["failures"].values()) == found["failed"]
             assert any(word in reason for reason in found["failures"] for word in ("429", "RESOURCE_EXHAUSTED"))
         narrow.wait_idle()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_encrypted(capsys: pytest.CaptureFixture[str], deployment: InProcessDeployment, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with served(deployment, tls_cert=cert, tls_key=key) as server:
+        load = ("--workload", LOAD, "--requests", 2)
+        for where in (("--url", server.http), ("--grpc", server.grpc)):
+            assert bench(capsys, *where, "--tls-ca", cert, *load)["completed"] == 2
+        main_exits(1, "bench", "--url", server.http)
+        assert "certificate" in capsys.readouterr().err.lower()
 
 
 def test_metrics_tell_where_the_ranks_time_went(server: Served) -> None:

@@ -402,6 +402,7 @@ def command(*arguments: object) -> int:
         (("--trace", "no-such-trace.csv"), "no-such-trace.csv"),
         (("--plot", "plot.pdf"), "plot.pdf"),
         (("--detailed",), "add --json"),
+        (("--url", ""), "--url: is empty"),
     ],
 )
 def test_wrong_options_are_one_line(

@@ -24,6 +24,7 @@ MOST_OPEN = 1024  # connections, or streams of one
 _WARM_UP_TOKENS = 16  # of each answer that is not measured
 _LATE_S = 0.02
 _BUSY = 0.7  # of a core
+_REASONS = 3  # told where nothing else is
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,8 @@ async def run_bench(
     after = await client.state()
     measures = measures_of(outcome, options.slo)
     if not measures.completed and measures.failed:
-        reason, count = next(iter(measures.reasons.items()))
-        raise UnavailableError(
-            f"none of {measures.failed} requests was answered; {count} of them: {reason}", where=client.where
-        )
+        reasons = "; ".join(f"{n} of them: {reason}" for reason, n in list(measures.reasons.items())[:_REASONS])
+        raise UnavailableError(f"none of {measures.failed} requests was answered; {reasons}", where=client.where)
     remarks = _remarks(facts, outcome, measures, busy, load)
     return Bench(facts, outcome, measures, before, after, busy, load, remarks)
 

@@ -20,6 +20,7 @@ from hexgen.bench.asks import (
     synthetic,
 )
 from hexgen.bench.client import ServerFacts
+from hexgen.cli._common import given_text
 from hexgen.errors import SpecError
 from hexgen.model import load_model
 from hexgen.plan import load_plan, resolve_cluster
@@ -67,6 +68,9 @@ class BenchRequest:
 
 def check(asked: BenchRequest) -> None:
     """What can be told without reading a file."""
+    for option, text in (("--url", asked.url), ("--grpc", asked.grpc), ("--model", asked.model)):
+        given_text(option, text)
+    given_text("--workload", asked.workload)
     if asked.url is not None and asked.grpc is not None:
         raise SpecError("one server at a time", remedy="give --url or --grpc, not both")
     if asked.requests is not None and not 1 <= asked.requests <= MAX_REQUESTS:
