@@ -28,7 +28,7 @@ SPEEDS = (0.1, 0.25, 0.5, 0.8)
 _FRAME, _SEGMENT = 1514, 1448  # bytes of a full Ethernet frame, and of what TCP carries in one
 
 _RECEIVE = """
-import json, socket, sys, time
+import json, socket, struct, sys, time
 server = socket.create_server((sys.argv[1], 7000))
 print("listening", flush=True)
 connection, _ = server.accept()
@@ -36,21 +36,22 @@ connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 size, messages, times = int(sys.argv[2]), int(sys.argv[3]), []
 for _ in range(messages):
     connection.sendall(b"x")
-    connection.recv(1); began = time.monotonic()   # the first byte says when it was sent
-    left = size - 1
+    sent, = struct.unpack("d", connection.recv(8, socket.MSG_WAITALL))  # one machine, one clock
+    left = size - 8
     while left: left -= len(connection.recv(min(left, 65536)))
-    times.append(time.monotonic() - began)
+    times.append(time.monotonic() - sent)
 connection.sendall(b"x")
 connection.recv(1); began = time.monotonic(); total = 0
 while data := connection.recv(65536): total += len(data)
 print(json.dumps([total / (time.monotonic() - began), times]))
 """
 _SEND = """
-import socket, sys, time
+import socket, struct, sys, time
 connection = socket.create_connection((sys.argv[1], 7000))
 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 for _ in range(int(sys.argv[3])):
-    connection.recv(1); time.sleep(0.05); connection.sendall(bytes(int(sys.argv[2])))
+    connection.recv(1); time.sleep(0.05)
+    connection.sendall(struct.pack("d", time.monotonic()) + bytes(int(sys.argv[2]) - 8))
 connection.recv(1)
 until = time.monotonic() + float(sys.argv[4])
 while time.monotonic() < until: connection.sendall(bytes(65536))

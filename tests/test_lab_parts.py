@@ -49,7 +49,7 @@ def test_no_two_labs_share_a_name_or_an_address(a: int, b: int, data: st.DataObj
     one, other = LabName(a), LabName(b)
     positions = st.integers(0, MAX_NODES - 1)
     addresses = one.address(data.draw(positions)), other.address(data.draw(positions))
-    for name in (one.switch, one.namespace("x.y"), one.group, one.folder.name):
+    for name in (one.switch, one.namespace("x.y"), one.group):
         assert number_of(name) == a
     assert all(address.startswith(("198.18.", "198.19.")) for address in addresses)
     if a != b:
@@ -110,10 +110,14 @@ def test_each_pair_has_its_own_bandwidth_in_both_directions() -> None:
             assert f" rate {rate}bit " in classes[flow]
 
 
-def test_a_packet_is_short_against_its_slowest_link() -> None:
-    cluster = three()
-    assert segments(cluster, "b") == 1  # 1 MB/s: one frame takes 1.5 ms as it is
-    assert segments(cluster, "a") == 1  # 10 MB/s: 100 us are less than a frame
+def test_a_packet_is_short_against_its_link() -> None:
+    cluster, lab = three(), LabName(0)
+    assert segments(cluster, "b") == 1  # 10 MB/s: 100 us are less than a frame
+    assert not any("tbf" in line for line in shaping(cluster, lab, "b"))
+    assert segments(cluster, "a") == 8  # 125 MB/s: 12.5 KB
+    (apart,) = [line for line in shaping(cluster, lab, "a") if "tbf" in line]  # too much for 10 MB/s
+    assert "parent 1:2 " in apart
+    assert " burst 3028 " in apart
     fast = parse_cluster({"nodes": [{"name": "a", "device": "cpu"}, {"name": "b", "device": "cpu"}],
                           "links": {"default": {"bandwidth": "10Gbps", "latency": "0us"}}})  # fmt: skip
     assert segments(fast, "a") == 44

@@ -8,9 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hexgen.lab.names import LabName
-
-FOLDER = Path("/run/hexgen-lab")
+from hexgen.lab.names import FOLDER, LabName
 
 
 @dataclass(slots=True)
@@ -56,8 +54,8 @@ def claim(number: int) -> Claim | None:
         os.close(file)  # its owner removed it between our two calls
 
 
-def locks() -> set[int]:
-    """Numbers that have a lock file, whether or not anybody holds it."""
+def known() -> set[int]:
+    """Numbers that have a lock file, whether or not anybody holds it, or a folder."""
     if not FOLDER.is_dir():
         return set()
-    return {int(path.stem) for path in FOLDER.glob("*.lock") if path.stem.isdigit()}
+    return {int(path.stem) for path in FOLDER.iterdir() if path.stem.isdigit()}

@@ -16,6 +16,8 @@ from hexgen.units import format_time
 from hexgen.worker.latency import latency_setting
 
 _FRAME_BYTES = 1514
+_SEGMENTER_BITS_S = 10**10  # never the limit
+_SEGMENTER_QUEUE_BYTES = 10_000_000  # TCP keeps far less waiting here
 # A packet goes out whole and at once. With the kernel's usual 64 KB of segments joined into one, a small message
 # on an idle link would take no time at all; so no more are joined than the link carries within this time.
 _PACKET_S = 100e-6
@@ -24,8 +26,13 @@ _BURST_S = 250e-6  # what may go out at once after a pause: covers the timers' l
 
 
 def shaping(cluster: Cluster, lab: LabName, node: str) -> list[str]:
-    """The lines of ``tc -batch`` for ``node``: pure."""
+    """The lines of ``tc -batch`` for ``node``: pure.
+
+    Links slower than the node's fastest get a token bucket below their class, which takes packets apart that are
+    too large for them. It holds nothing back: the class does that.
+    """
     lines = [f"qdisc add dev {INTERFACE} root handle 1: htb default 0"]
+    joined_bytes = segments(cluster, node) * _FRAME_BYTES
     for number, (other, address) in enumerate(lab.addresses(cluster).items(), 1):
         if other == node:
             continue
@@ -38,14 +45,19 @@ def shaping(cluster: Cluster, lab: LabName, node: str) -> list[str]:
             f"filter add dev {INTERFACE} parent 1: protocol ip prio 1 u32 match ip dst {address}/32 "
             f"flowid 1:{number:x}",
         ]
+        packet_bytes = max(2 * _FRAME_BYTES, round(rate_bytes_s * _PACKET_S))
+        if packet_bytes < joined_bytes:
+            lines.append(
+                f"qdisc add dev {INTERFACE} parent 1:{number:x} handle {0x100 + number:x}: tbf "
+                f"rate {_SEGMENTER_BITS_S}bit burst {packet_bytes} limit {_SEGMENTER_QUEUE_BYTES}"
+            )
     return lines
 
 
 def segments(cluster: Cluster, node: str) -> int:
-    """How many TCP segments ``node`` may join into one packet: few enough for its slowest link."""
+    """How many TCP segments ``node`` may join into one packet: few enough for its fastest link."""
     rates = [cluster.link(node, other.name).bandwidth_bytes_s for other in cluster.nodes if other.name != node]
-    slowest = min(rates, default=float("inf"))
-    return max(1, int(min(_MOST_SEGMENTS, slowest * _PACKET_S / _FRAME_BYTES)))
+    return max(1, int(min(_MOST_SEGMENTS, max(rates, default=0.0) * _PACKET_S / _FRAME_BYTES)))
 
 
 def shape(cluster: Cluster, lab: LabName) -> tuple[str, ...]:

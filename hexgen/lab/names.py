@@ -16,8 +16,9 @@ _FIRST_ADDRESS = int(ipaddress.IPv4Address("198.18.0.0"))
 MAX_LABS = 512  # each has a /24 of its own
 MAX_NODES = 250
 _LONGEST_HOST_NAME = 63
-# Short: Unix sockets live below it, whose paths hold 107 characters, of which Ray's own part takes some 80.
-_FOLDERS = Path("/tmp")
+# Of locks and of each lab's files; root's alone. Short: Unix sockets live below it, whose paths hold 107
+# characters, of which Ray's own part takes some 70.
+FOLDER = Path("/run/hexgen-lab")
 _NUMBERED = re.compile(rf"{PREFIX}(\d{{1,3}})(?:\..*)?")
 
 
@@ -47,7 +48,7 @@ class LabName:
     @property
     def folder(self) -> Path:
         """Ray's sessions and logs, and this lab's host names."""
-        return _FOLDERS / self.text
+        return FOLDER / str(self.number)
 
     def address(self, position: int) -> str:
         """Of the node that stands at ``position`` in the cluster file, from 0."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hexgen.errors import DeploymentError
 from hexgen.lab import namespaces
-from hexgen.lab.claims import Claim, claim, locks
+from hexgen.lab.claims import Claim, claim, known
 from hexgen.lab.groups import Groups
 from hexgen.lab.names import MAX_LABS, LabName, number_of
 
@@ -58,9 +58,8 @@ def clean(lab: LabName, groups: Groups) -> Removed:
 
 def leftovers(groups: Groups) -> list[int]:
     """The numbers of all labs of which something is there, alive or dead."""
-    found = groups.labs() | locks()
+    found = groups.labs() | known()
     found |= {number for name in namespaces.existing() if (number := number_of(name)) is not None}
-    found |= {number for number in range(MAX_LABS) if LabName(number).folder.is_dir()}
     return sorted(found)
 
 
