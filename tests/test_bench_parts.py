@@ -511,9 +511,9 @@ class Simulated:
         return 0.1
 
 
-def compared(compute: float, *, steps: int = 100, host: float = 0.1, transfer: float = 0.0) -> Comparison:
+def compared(compute: float, *, steps: int = 100, host: float = 0.0, transfer: float = 0.0) -> Comparison:
     measured = {"compute": compute, "wait": 1.0, "transfer": transfer, "host": host}
-    predicted = {"compute": 4.0, "wait": 1.0, "transfer": 0.0}
+    predicted = {"busy": 4.0, "wait": 1.0, "transfer": 0.0}
     stage = StageTimes("s0", predicted, measured, steps)
     return Comparison((), (stage,), Simulated(), 5.0, 10.0, steps, {})  # type: ignore[arg-type]
 
@@ -525,20 +525,20 @@ def compared(compute: float, *, steps: int = 100, host: float = 0.1, transfer: f
             compared(8.0),
             True,
             3.0,
-            "computed 8 s",
+            "was busy for 8 s",
             "2.00 times as long as predicted: other work had this machine's",
         ),
         (
             compared(8.0),
             False,
             0.0,
-            "computed 8 s, predicted 4 s (+100%)",
+            "was busy for 8 s, predicted 4 s (+100%)",
             "2.00 times as long as the catalogue's",
         ),
-        (compared(8.0), True, 0.0, "computed 8 s", "something else uses that machine"),
-        (compared(8.0, steps=200), False, 9.0, "computed 8 s", "emptier"),
-        (compared(2.0), False, 0.0, "computed 2 s", "faster than its figures"),
-        (compared(4.0, host=3.0), False, 0.0, "spent 3 s outside the model, 30 ms a step", "batching"),
+        (compared(8.0), True, 0.0, "was busy for 8 s", "something else uses that machine"),
+        (compared(8.0, steps=200), False, 9.0, "was busy for 8 s", "emptier"),
+        (compared(2.0), False, 0.0, "was busy for 2 s", "faster than its figures"),
+        (compared(3.0, host=5.0), False, 0.0, "5 s of it outside the model, 50 ms a step", "most of it outside"),
         (compared(4.0, transfer=3.0), False, 0.0, "passed on for 3 s, predicted none", "link is slower"),
     ],
 )

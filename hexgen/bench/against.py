@@ -20,7 +20,7 @@ from hexgen.scheduler.simulation import Requests, SimulationResult, simulate
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.workload import Lengths, Workload
 
-KINDS = ("compute", "wait", "transfer", "host")
+_KINDS = ("compute", "wait", "transfer", "host")  # of `RankSeconds`
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,16 @@ class StageTimes:
     """Seconds of one stage over the whole run, by kind. ``steps`` of 0: the server does not tell."""
 
     stage: str
-    predicted: dict[str, float]  # compute, wait, transfer; the simulator has no host time
-    measured: dict[str, float]  # of the stage's leader; empty where the server does not tell
+    # busy, wait, transfer. Busy is a step's whole time in the cost model: layers and software together.
+    predicted: dict[str, float]
+    # compute, host (together: busy), wait, transfer, of the stage's leader; empty where the server does not tell
+    measured: dict[str, float]
     steps: int
+
+    @property
+    def busy_s(self) -> float:
+        """Measured."""
+        return self.measured["compute"] + self.measured["host"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +168,7 @@ def _stages(plan: Plan, simulated: SimulationResult, span_s: float, bench: Bench
     for stage in plan.stages:
         busy_s = simulated.stage_busy[stage.name] * span_s
         send_s = sends.get(stage.name, 0.0)
-        predicted = {"compute": busy_s, "wait": max(0.0, span_s - busy_s - send_s), "transfer": send_s}
+        predicted = {"busy": busy_s, "wait": max(0.0, span_s - busy_s - send_s), "transfer": send_s}
         moved = _moved(stage.name, bench)
         measured: dict[str, float] = {}
         if moved is not None:
@@ -182,5 +189,5 @@ def _moved(stage: str, bench: Bench) -> RankSeconds | None:
         stage,
         0,
         after.steps - before.steps,
-        *(getattr(after, f"{kind}_s") - getattr(before, f"{kind}_s") for kind in KINDS),
+        *(getattr(after, f"{kind}_s") - getattr(before, f"{kind}_s") for kind in _KINDS),
     )

@@ -44,21 +44,14 @@ def _of_stage(stage: StageTimes, comparison: Comparison, bench: Bench, tabled: b
         return []
     run_s = comparison.measured_s
     found = []
-    predicted, measured = stage.predicted["compute"], stage.measured["compute"]
+    predicted, measured, host = stage.predicted["busy"], stage.busy_s, stage.measured["host"]
     if predicted > 0:
-        text = f"stage {stage.stage} computed {format_time(measured)}, predicted {_beside(predicted, measured)}"
-        cause = _compute_cause(measured / predicted, comparison, bench, tabled)
-        found.append(Finding(abs(measured - predicted) / run_s, text, cause))
-    host = stage.measured["host"]
-    found.append(
-        Finding(
-            host / run_s,
-            f"stage {stage.stage} spent {format_time(host)} outside the model, "
-            f"{format_time(host / stage.steps)} a step; predicted none",
-            "batching, headers, page tables, sampling and answering, which the prediction leaves out; "
-            "and whatever else keeps that machine's cores busy",
+        text = (
+            f"stage {stage.stage} was busy for {format_time(measured)}, predicted {_beside(predicted, measured)}"
         )
-    )
+        outside = f"{format_time(host)} of it outside the model, {format_time(host / stage.steps)} a step"
+        cause = _busy_cause(stage, measured / predicted, comparison, bench, tabled)
+        found.append(Finding(abs(measured - predicted) / run_s, f"{text}; {outside}", cause))
     predicted, measured = stage.predicted["transfer"], stage.measured["transfer"]
     text = f"stage {stage.stage} passed on for {format_time(measured)}, predicted {_beside(predicted, measured)}"
     cause = (
@@ -71,7 +64,7 @@ def _of_stage(stage: StageTimes, comparison: Comparison, bench: Bench, tabled: b
     return found
 
 
-def _compute_cause(factor: float, comparison: Comparison, bench: Bench, tabled: bool) -> str:
+def _busy_cause(stage: StageTimes, factor: float, comparison: Comparison, bench: Bench, tabled: bool) -> str:
     """Either there were more steps than in simulation, or each took longer."""
     steps = comparison.steps / max(1, comparison.simulated.steps) if comparison.steps else 1.0
     each = factor / steps
@@ -89,6 +82,11 @@ def _compute_cause(factor: float, comparison: Comparison, bench: Bench, tabled: 
         return (
             f"each step took {each:.2f} times as long as predicted{besides}: other work had this machine's cores "
             f"already before the run ({bench.load:.1f} times as much as they can do)"
+        )
+    if each > _ALIKE and stage.measured["host"] > stage.busy_s / 2:
+        return (
+            f"each step took {each:.2f} times as long as predicted{besides}, most of it outside the model: "
+            "batching, page tables, sampling, answering"
         )
     if each > _ALIKE and tabled:
         return (

@@ -23,6 +23,7 @@ T = TypeVar("T")
 MOST_OPEN = 1024  # connections, or streams of one
 _WARM_UP_TOKENS = 16  # of each answer that is not measured
 _LATE_S = 0.02
+_SETTLE_S = 0.25  # heads tell their counts ten times a second
 _BUSY = 0.7  # of a core
 _REASONS = 3  # told where nothing else is
 
@@ -84,6 +85,7 @@ async def run_bench(
         on_done=on_done,
     )
     busy = (time.process_time() - busy_s) / max(1e-9, time.perf_counter() - began_s)
+    await asyncio.sleep(_SETTLE_S)
     after = await client.state()
     measures = measures_of(outcome, options.slo)
     if not measures.completed and measures.failed:
@@ -107,6 +109,7 @@ async def _begin(
     facts = await client.look()
     asks = asks_for(facts)
     await _warm_up(client, asks, options, facts)
+    await asyncio.sleep(_SETTLE_S)
     return facts, asks, await client.state()
 
 

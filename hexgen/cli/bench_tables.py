@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hexgen.bench.against import KINDS, Comparison, Figure
+from hexgen.bench.against import Comparison, Figure
 from hexgen.bench.causes import Finding
 from hexgen.bench.measures import NAMES, PERCENTILES, detail
 from hexgen.bench.run import Bench
@@ -207,18 +207,28 @@ def _title(figure: Figure) -> str:
 
 
 def _stages(found: Comparison) -> Table:
-    table = Table(title="seconds of each stage, predicted / measured", title_justify="left")
-    for name in ("stage", "steps", *KINDS):
+    table = Table(title="seconds of each stage over the run, predicted / measured", title_justify="left")
+    for name in ("stage", "steps", "busy", "of it compute", "of it host", "wait", "transfer"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage in found.stages:
-        cells = []
-        for kind in KINDS:
-            predicted = f"{stage.predicted[kind]:.2f}" if kind in stage.predicted else "-"
-            measured = f"{stage.measured[kind]:.2f}" if stage.measured else "?"
-            cells.append(f"{predicted} / {measured}")
-        table.add_row(escape(stage.stage), str(stage.steps or "?"), *cells)
+        told = stage.measured
+        measured = {"busy": stage.busy_s, **told} if told else {}
+        pairs = {kind: f"{stage.predicted[kind]:.2f} / {_seconds(measured, kind)}" for kind in stage.predicted}
+        table.add_row(
+            escape(stage.stage),
+            str(stage.steps or "?"),
+            pairs["busy"],
+            _seconds(measured, "compute"),
+            _seconds(measured, "host"),
+            pairs["wait"],
+            pairs["transfer"],
+        )
     table.add_row("whole run", str(found.steps or "?"), f"{found.simulated_s:.2f} / {found.measured_s:.2f}")
     return table
+
+
+def _seconds(measured: dict[str, float], kind: str) -> str:
+    return f"{measured[kind]:.2f}" if kind in measured else "?"
 
 
 def _causes(console: Console, shown: Shown) -> None:
