@@ -7,21 +7,19 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from hexgen.worker.batch_inputs import BatchInputs
-from hexgen.worker.kernels.arithmetic import DeviceLimits, Tasks, Tiling, attention_kernel, tiling
+from hexgen.worker.kernels.arithmetic import DeviceLimits
+from hexgen.worker.kernels.device import Launch
 from hexgen.worker.kernels.source import KernelSpec, source_directory
-from hexgen.worker.kernels.step import Readers, host_tables
-from hexgen.worker.kv import KVLayer
 
 COMPILER = shutil.which("g++")
 _HOST = Path(__file__).parent / "kernel_host"
-_LOG2_E = 1.4426950408889634
 
 
 @cache
@@ -29,108 +27,64 @@ def _directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="hexgen-emulated-"))
 
 
+def _compile(arch: int, *arguments: str) -> None:
+    assert COMPILER is not None
+    flags = ["-std=c++17", "-O0", "-fPIC", "-w", f"-D__CUDA_ARCH__={arch}0"]
+    subprocess.run([COMPILER, *flags, *arguments], check=True, timeout=240)
+
+
+@cache
+def _header(arch: int) -> Path:
+    """The emulation, precompiled: the standard library's headers take longer than any kernel."""
+    path = _directory() / str(arch) / "emulation.h"
+    path.parent.mkdir()
+    shutil.copy(_HOST / "emulation.h", path)
+    _compile(arch, "-x", "c++-header", str(path), "-o", f"{path}.gch")
+    return path
+
+
 @cache
 def emulated(spec: KernelSpec, arch: int) -> ctypes._CFuncPtr:
     """A function (grid x, grid y, threads, bytes of shared memory, the kernel's parameters)."""
-    assert COMPILER is not None
     name = hashlib.sha256(f"{spec}{arch}".encode()).hexdigest()[:16]
     path = _directory() / f"{name}.so"
-    command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror"]
-    command += [f"-D__CUDA_ARCH__={arch}0", f'-DHX_SOURCE="{spec.file}.cu"', f"-DHX_KERNEL={spec.kernel}"]
-    command += [f"-D{key}={value}" for key, value in spec.defines]
-    command += ["-include", str(_HOST / "emulation.h"), f"-I{source_directory()}", str(_HOST / "launch.cpp")]
-    subprocess.run([*command, "-o", str(path)], check=True, timeout=240)
+    defines = [f'-DHX_SOURCE="{spec.file}.cu"', f"-DHX_KERNEL={spec.kernel}"]
+    defines += [f"-D{key}={value}" for key, value in spec.defines]
+    where = ["-include", str(_header(arch)), f"-I{source_directory()}", str(_HOST / "launch.cpp")]
+    _compile(arch, "-shared", *defines, *where, "-o", str(path))
     library = ctypes.CDLL(str(path))
     return ctypes.CFUNCTYPE(None)(ctypes.c_void_p.in_dll(library, "hexgen_emulated").value)
 
 
-def call(
-    spec: KernelSpec, arch: int, grid: tuple[int, int], threads: int, shared_bytes: int, *arguments: object
-) -> None:
-    """Tensors and arrays go as addresses, None as a null pointer, int as int32, float as float32."""
-    function = emulated(spec, arch)
-    function(*(ctypes.c_int(value) for value in (*grid, threads, shared_bytes)), *map(_argument, arguments))
+class EmulatedDevice:
+    """What ``KernelDevice`` is to the launchers, on the host: tensors stay on the CPU."""
+
+    def __init__(self, limits: DeviceLimits, slots: int) -> None:
+        """``slots``: blocks that the card is said to run at once; more of them, more splits."""
+        self.limits = limits
+        self._slots = slots
+        self.launched: list[str] = []
+
+    def prepare(self, specs: Iterable[KernelSpec]) -> None:
+        """Nothing: compiled when first launched."""
+
+    def allow_shared(self, spec: KernelSpec, shared_bytes: int) -> None:
+        assert shared_bytes <= self.limits.block_shared_bytes
+
+    def blocks_at_once(self, spec: KernelSpec, threads: int, shared_bytes: int) -> int:
+        return self._slots
+
+    def launch(self, spec: KernelSpec, how: Launch, *arguments: object) -> None:
+        self.launched.append(spec.kernel)
+        numbers = (ctypes.c_int(value) for value in (*how.grid, how.threads, how.shared_bytes))
+        emulated(spec, self.limits.arch)(*numbers, *map(_argument, arguments))
 
 
 def _argument(value: object) -> object:
+    """As cuda.core takes it: a tensor's address, None as null, numpy's scalars as they are."""
     if isinstance(value, torch.Tensor):
         return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, np.ndarray):
-        return ctypes.c_void_p(value.ctypes.data)
     if value is None:
         return ctypes.c_void_p(0)
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    return value if isinstance(value, ctypes._SimpleCData) else ctypes.c_int(int(value))  # type: ignore[call-overload]
-
-
-def emulated_attention(
-    q: torch.Tensor,
-    layer: KVLayer,
-    batch: BatchInputs,
-    window: int | None,
-    readers: Readers,
-    limits: DeviceLimits,
-    slots: int,
-    tree: np.ndarray | None = None,
-) -> torch.Tensor:
-    """``[tokens, query heads, head_dim]`` from ``q`` of that shape; keys and values are in their pages already.
-
-    Everything that a kernel must write is poisoned before.
-    """
-    pool = layer.pool
-    dtype = str(pool.dtype).removeprefix("torch.")
-    group = max(readers.counts)
-    shapes = {decode: tiling(dtype, pool.head_dim, limits, decode, group) for decode in (False, True)}
-    tables = host_tables(batch, window, readers, shapes[False], shapes[True], slots, slots)
-    out = torch.full((q.shape[0], readers.query_heads, pool.head_dim), float("nan"), dtype=pool.dtype)
-    for tasks, decode in ((tables.long, False), (tables.short, True)):
-        if tasks is not None:
-            _launch(q, layer, out, window, readers, limits.arch, shapes[decode], decode, tasks, tables, tree)
-    return out
-
-
-def _launch(
-    q: torch.Tensor,
-    layer: KVLayer,
-    out: torch.Tensor,
-    window: int | None,
-    readers: Readers,
-    arch: int,
-    shape: Tiling,
-    decode: bool,
-    tasks: Tasks,
-    tables: object,
-    tree: np.ndarray | None,
-) -> None:
-    pool = layer.pool
-    dtype = str(pool.dtype).removeprefix("torch.")
-    rows = max(1, tasks.partials) * pool.kv_heads * shape.rows
-    partial_out = np.full(rows * pool.head_dim, np.nan, dtype=np.float32)
-    partial_stats = np.full(rows * 2, np.nan, dtype=np.float32)
-    parameters = (
-        q,
-        layer.rows,
-        out,
-        tables.runs,  # type: ignore[attr-defined]
-        tasks.tasks,
-        tables.pages,  # type: ignore[attr-defined]
-        partial_out,
-        partial_stats,
-        tree,
-        ctypes.c_longlong(q.stride(0)),
-        readers.query_heads,
-        readers.kv_heads,
-        readers.group,
-        readers.shift,
-        window or 0,
-        0 if tree is None else tree.shape[1],
-        pool.head_dim**-0.5 * _LOG2_E,
-    )
-    spec = attention_kernel(dtype, pool.head_dim, pool.page_size, shape, decode)
-    grid = (len(tasks.tasks), pool.kv_heads)
-    call(spec, arch, grid, shape.threads, shape.shared_bytes, *parameters)
-    if tasks.partials:
-        reduce = KernelSpec.make("attention_reduce", "attention_reduce", dtype, head=pool.head_dim)
-        grid = (len(tasks.jobs) * shape.rows, pool.kv_heads)
-        call(reduce, arch, grid, 128, 0, tasks.jobs, shape.rows, *parameters)
+    kinds = {np.int32: ctypes.c_int, np.int64: ctypes.c_longlong, np.float32: ctypes.c_float}
+    return kinds[type(value)](value)  # type: ignore[index]

@@ -36,6 +36,7 @@ def rank_config(
     dtype: DType = "float32",
     embeds: bool = True,
     samples: bool = True,
+    device: str = "cpu",
 ) -> RankConfig:
     held = layers or (0, model.layers)
     role = RouteRole(0, held, PAGES, 1, embeds, samples, None, None, "s0")
@@ -44,7 +45,7 @@ def rank_config(
         stage="s0",
         rank=rank,
         width=len(slices),
-        device="cpu",
+        device=device,
         dtype=dtype,
         threads=1,
         model=model,
@@ -95,10 +96,11 @@ class LocalRank:
         shares: Sequence[float] | None = None,
         dtype: DType = "float32",
         seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         self.model = load_model(path)
         slices = split_stage(self.model, communicator.size, shares)
-        config = rank_config(self.model, path, slices, communicator.rank, dtype=dtype)
+        config = rank_config(self.model, path, slices, communicator.rank, dtype=dtype, device=device)
         self.checkpoint = Checkpoint(path)
         self.stage = StageModel(config, self.checkpoint, communicator)
         self.communicator = communicator
@@ -111,7 +113,7 @@ class LocalRank:
             mine.n_kv_heads,
             self.model.head_dim,
             torch_dtype(dtype),
-            "cpu",
+            device,
         )
         self.tables = PageTables(PAGES, PAGE_SIZE, self.model.vocab_size)
         self._free = list(range(PAGES))
@@ -136,7 +138,7 @@ class LocalRank:
         step = Step(0, self._number, (), tuple(self._admitted), tuple(segments))
         self._admitted, self._number = [], self._number + 1
         self.tables.apply(step)
-        batch = build_batch(step, self.tables, PAGE_SIZE, "cpu")
+        batch = build_batch(step, self.tables, PAGE_SIZE, self.stage.device)
         hidden = self.stage.embed(batch)
         hidden = self.stage.forward(hidden, batch, self.pool, (0, self.model.layers))
         local = self.stage.logits(batch.rows_to_sample(hidden))

@@ -18,7 +18,6 @@ from hexgen.worker.kernels.arithmetic import supported
 from hexgen.worker.kernels.attention import CudaAttention
 from hexgen.worker.kernels.device import kernel_device
 from hexgen.worker.kernels.layer import CudaLayerKernels
-
 from hexgen.worker.kv import KVLayer
 
 # "cuda" (the default on CUDA devices), "sdpa" or "reference": for comparisons and in search of a defect.

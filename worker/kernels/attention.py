@@ -74,14 +74,19 @@ class CudaAttention:
         batch: BatchInputs,
         window: int | None,
         heads: HeadLayout,
+        tree: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As ``Attention.attend``; the heads of a row of ``q`` must lie side by side."""
+        """As ``Attention.attend``; the heads of a row of ``q`` must lie side by side.
+
+        ``tree`` ``[tokens, words]`` int32: bit k of a token's row says whether it sees the k-th token of its run
+        (speculation, to come); None: it sees all up to itself.
+        """
         if kv is not None:
             write_kv(kv, layer, batch, heads)
         out = torch.empty((q.shape[0], heads.query_heads, heads.head_dim), dtype=q.dtype, device=q.device)
         tables = self._tables(batch, window)
         for part in tables.parts:
-            self._run(part, tables, q, layer, out, window)
+            self._run(part, tables, q, layer, out, window, tree)
         return out.view(q.shape[0], -1)
 
     def _run(
@@ -92,6 +97,7 @@ class CudaAttention:
         layer: KVLayer,
         out: torch.Tensor,
         window: int | None,
+        tree: torch.Tensor | None,
     ) -> None:
         shape, readers = part.kernel.shape, self._readers
         stats = results = None
@@ -108,14 +114,14 @@ class CudaAttention:
             tables.pages,
             results,
             stats,
-            None,  # the tree of drafted tokens: speculation's, to come
+            tree,
             np.int64(q.stride(0)),
             np.int32(readers.query_heads),
             np.int32(readers.kv_heads),
             np.int32(readers.group),
             np.int32(readers.shift),
             np.int32(window or 0),
-            np.int32(0),
+            np.int32(0 if tree is None else tree.shape[1]),
             self._scale,
         )
         how = Launch((part.tasks.shape[0], readers.kv_heads), shape.threads, shape.shared_bytes)
