@@ -90,20 +90,34 @@ def divide_for_throughput(chain: Chain, layers: int, traffic: Traffic, effort: i
 def divide_within_limits(chain: Chain, layers: int, traffic: Traffic, effort: int = NORMAL) -> Division | None:
     """As for throughput, at the largest concurrency whose mean TTFT, TPOT and latency are within the limits."""
     best: Division | None = None
+    known: set[tuple[int, ...]] = set()  # many concurrencies lead to the same division
     for concurrency in _concurrencies(chain, layers, traffic, max(effort, _TO_ONE)):
         division = _shortest_cycle(chain, layers, traffic, concurrency, _caps(chain, traffic, concurrency))
-        found = within_limits(chain, division, traffic)
+        if division in known:
+            continue
+        known.add(division)
+        found = within_limits(chain, division, traffic, None if best is None else best.steady)
         if found is not None and (best is None or _better(found, best)):
             best = found
     return best
 
 
-def within_limits(chain: Chain, layers: Sequence[int], traffic: Traffic) -> Division | None:
-    """The route with these layers at the largest concurrency that keeps ``traffic.slo``; None where none does."""
+def within_limits(
+    chain: Chain, layers: Sequence[int], traffic: Traffic, beaten: Steady | None = None
+) -> Division | None:
+    """The route with these layers at the largest concurrency that keeps ``traffic.slo``; None where none does.
+
+    Nor where it cannot serve more than ``beaten``: it serves no more with as many sequences, and fewer would have
+    to keep the limits.
+    """
     full = measure(chain, layers, traffic)
     if full is None or keeps_limits(full.steady, traffic):
         return full
     parts = chain.parts(layers)
+    if beaten is not None and beaten.concurrency <= full.steady.concurrency:
+        same = steady(parts, chain.edges, chain.back, traffic, beaten.concurrency)
+        if same.tokens_s <= beaten.tokens_s and not keeps_limits(same, traffic):
+            return None
     most = most_within_limits(parts, chain.edges, chain.back, traffic, int(full.steady.concurrency))
     if most == 0:
         return None
