@@ -21,7 +21,7 @@ from hexgen.scheduler.task import Task
 _GAIN = 1e-6  # relative: less is rounding
 _TURNS = 4  # of packing and improving, while they gain
 _ROUTES = 300  # that improving may work out in one turn
-_USUAL = Effort(rounds=30, looks=500, work=5e6)
+_USUAL = Effort(rounds=30, looks=500, work=1e7)
 _PROOF = Effort(rounds=300, looks=20_000, work=4e9)
 _PACK_ONLY = Effort(rounds=0, looks=0, work=0.0)
 _MANY_DEVICES = 160  # beyond this many, pricing only where time was given for it

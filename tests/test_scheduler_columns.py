@@ -17,7 +17,10 @@ from hexgen.cluster import Cluster, load_cluster
 from hexgen.model import load_model
 from hexgen.scheduler.best import solver_for
 from hexgen.scheduler.columns import Effort, pack
+from hexgen.scheduler.columns.classes import Classes
 from hexgen.scheduler.columns.knapsack import FIRST, LAST, MIDDLE, Kind, cheapest
+from hexgen.scheduler.columns.place import typical
+from hexgen.scheduler.columns.pricing import Pricer
 from hexgen.scheduler.columns.small import cheapest_few
 from hexgen.scheduler.exact import exact
 from hexgen.scheduler.groups import islands
@@ -113,3 +116,24 @@ def test_published_clusters_are_planned_close_to_their_bound(name: str, gap: flo
     assert made.predicted is not None
     assert made.predicted.upper_bound_tokens_s is not None
     assert made.predicted.tokens_s >= made.predicted.upper_bound_tokens_s * (1 - gap)
+
+
+def test_listed_pipelines_serve_no_more_than_listed() -> None:
+    """Two to four wide stages over regions: their bounds hold, and are close."""
+    cluster = load_cluster(SPECS / "hexgen-half30.yaml")
+    task = make_task(cluster, load_model("llama-2-70b"), None, "throughput", None, 0, "auto", None)
+    solver = solver_for(task, cluster.nodes, "throughput")
+    classes = Classes(solver.topology, solver.cost)
+    pricer = Pricer(classes, solver.traffic, solver.cost.model.layers, limited=False, looks=0, work=1e9)
+    listed = pricer.listed(np.full(len(classes.types), 1e-3), 0.0)
+    assert {len(found.types) for found in listed} >= {2, 3, 4}
+    over: list[float] = []
+    for found in random.Random(0).sample(listed, 120):
+        groups = typical(classes, found.types, found.pool)
+        solution = solver.best(groups) if groups else None
+        if solution is not None:
+            price = 1e-3 * len(found.types)
+            assert solution.value <= found.ratio * price * (1 + 1e-9), found.types
+            over.append(found.ratio * price / solution.value)
+    assert len(over) > 50
+    assert sorted(over)[len(over) // 2] < 1.05

@@ -14,6 +14,8 @@ Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 
 _FINE_RATIO = 1.008  # of cycle times that are told apart: the round trip may bind anywhere
+_LONGER = 16.0  # times the longest stage that fits: round trips over slow links, with stages as full as they get
+_LONGER_COARSE = 8  # intervals up to there, where few are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +36,27 @@ class Cycles:
 def thinned(load: Load, most: int) -> Cycles:
     """At most ``most`` intervals between the times of middle stages, which hold no less than those at the ends."""
     every = np.unique(load.middle[np.isfinite(load.middle)])
+    longer = np.geomspace(every[-1], every[-1] * _LONGER, _LONGER_COARSE)
     if len(every) <= most:
-        return Cycles(every, np.append(every[1:], np.inf), every)
+        start = np.append(every, longer[1:])
+        return Cycles(start, np.append(start[1:], np.inf), start)
     start = every[np.unique(np.linspace(0, len(every) - 1, most).astype(int))]
+    start = np.append(start, longer[1:])
     end = np.append(start[1:], np.inf)
-    return Cycles(start, end, np.append(np.nextafter(end[:-1], 0), every[-1]))
+    return Cycles(start, end, np.append(np.nextafter(end[:-1], 0), start[-1]))
 
 
 def fine(load: Load) -> Cycles:
     """Every time at which a stage of any place holds a layer more, and times between them."""
     times = np.concatenate([row[np.isfinite(row)] for row in (load.middle, load.first, load.last)])
     every = np.unique(times)
-    points = 2 + int(math.log(every[-1] / every[0]) / math.log(_FINE_RATIO))
-    start = np.unique(np.concatenate((every, np.geomspace(every[0], every[-1], points))))
+    longest = every[-1] * _LONGER
+    points = 2 + int(math.log(longest / every[0]) / math.log(_FINE_RATIO))
+    start = np.unique(np.concatenate((every, np.geomspace(every[0], longest, points))))
     return Cycles(start, np.append(start[1:], np.inf), start)
+
+
+def blocks(cycles: Cycles, first: Rows, size: int) -> Cycles:
+    """The intervals from each of ``first`` on, ``size`` of them as one."""
+    last = np.minimum(np.asarray(first) + size, len(cycles)) - 1
+    return Cycles(cycles.start[first], cycles.end[last], cycles.held[last])

@@ -16,8 +16,11 @@ from hexgen.scheduler.groups import Group, islands
 from hexgen.scheduler.improve import Partition, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
 
-_CLOSE = 1.002  # a pipeline worth less than this times its price is not worth a round
+# Pipelines worth more than this times their price are looked for, then those worth more than the next: a search
+# that need not tell small ratios apart is quick, and what it leaves out is in the bound.
+_FLOORS = (1.03, 1.01, 1.002)
 _A_ROUND = 8  # pipelines that a round adds
+_FOR_FINDING, _FOR_PROVING = 0.6, 0.9  # of the time, when they end; the rest is for the choice in whole numbers
 _MOST_COLUMNS = 1500  # in the whole-numbered program: the best for their price
 
 Note = Callable[[float], None]  # told the bound so far
@@ -42,8 +45,10 @@ class Effort:
     work: float
     deadline: float | None = None  # of time.monotonic()
 
-    def over(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
+    def share(self, part: float) -> float | None:
+        """When that part of the time that is left will have passed, on the same clock."""
+        now = time.monotonic()
+        return None if self.deadline is None else now + (self.deadline - now) * part
 
 
 class _Columns:
@@ -110,28 +115,34 @@ def pack(solver: RouteSolver, effort: Effort, note: Note | None = None, *, whole
         limited=limited,
         looks=effort.looks,
         work=effort.work,
-        deadline=effort.deadline,
     )
-    seen = 0
+    finding, proving = effort.share(_FOR_FINDING), effort.share(_FOR_PROVING)
+    seen, floor = 0, 0
     while True:
         for solution in solver.found[seen:]:
             columns.add(solution)
         seen = len(solver.found)
-        if done >= effort.rounds or effort.over() or not columns.all or pricer.work <= pricer.reserve:
+        over = finding is not None and time.monotonic() >= finding
+        if done >= effort.rounds or over or not columns.all or pricer.work <= pricer.reserve:
             break
         done += 1
         relaxed = relax(classes, columns.all, nodes)
-        factor, found = pricer.best(relaxed.prices, _CLOSE, columns.known, _A_ROUND)
+        factor, found = pricer.best(relaxed.prices, _FLOORS[floor], columns.known, _A_ROUND, finding)
         bound = min(bound, factor * _worth(relaxed, nodes))
         if note is not None:
             note(bound)
         if not found:
-            break
+            floor += 1
+            if floor == len(_FLOORS):
+                break
         for pipeline in found:
             columns.priced(pipeline)
-    if effort.rounds and math.isinf(bound) and columns.all:
+    if effort.rounds and floor < len(_FLOORS) and columns.all:
         relaxed = relax(classes, columns.all, nodes)
-        bound = pricer.prove(relaxed.prices) * _worth(relaxed, nodes)
+        factor, found = pricer.prove(relaxed.prices, _FLOORS[floor], columns.known, proving)
+        bound = min(bound, factor * _worth(relaxed, nodes))
+        for pipeline in found:
+            columns.priced(pipeline)
     proven = bound if _complete(classes, solver) else math.inf
     packing = _packing(classes, columns.all, solver, nodes) if whole else None
     return Packed(packing, proven, done)

@@ -22,11 +22,13 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from hexgen.scheduler.columns.bounds import Bounds
 from hexgen.scheduler.columns.classes import Classes
 from hexgen.scheduler.columns.cycles import Cycles, fine, thinned
-from hexgen.scheduler.columns.loads import Load, layers_within, make_load
+from hexgen.scheduler.columns.few import Few
+from hexgen.scheduler.columns.loads import Load, make_load
 from hexgen.scheduler.columns.pools import Pool
-from hexgen.scheduler.columns.relaxed import LEAST_PRICE, Knapsacks, least_price
+from hexgen.scheduler.columns.relaxed import LEAST_PRICE
 from hexgen.scheduler.columns.whole import best_whole
 from hexgen.scheduler.traffic import Traffic
 
@@ -37,13 +39,10 @@ _CYCLES = (24, 48)  # cycle times looked at in one box: at first, and again wher
 _LIKELY = 48  # boxes looked into first
 _SAME = 1e-9
 _RESERVE = 0.5
-_TRIES = 3
 _TRIES = 3  # knapsacks of one pool, where any pipeline will do
-_THOROUGH = 4  # times the work of a first look
 _KNAPSACK = 20_000  # numbers of an exact knapsack, about
 _NARROW = 1.012  # of numbers of sequences that are not told apart
 _PATIENCE = 60  # looks after which what was found will do
-_FOREVER_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,37 +77,75 @@ class Pricer:
         limited: bool,
         looks: int,
         work: float,
-        deadline: float | None,
     ) -> None:
         self.classes, self.traffic, self.layers, self.limited = classes, traffic, layers, limited
         self.looks = looks  # that one search takes at most; after them the bound is what is left
-        self.work = work  # numbers that all searches together may work out
+        self._bounds = Bounds(classes, layers)
+        self._work = work  # numbers that all searches together may work out
         self.reserve = work * _RESERVE  # of them for the proof
-        self.deadline = deadline  # of time.monotonic()
+        self._until: float | None = None  # of time.monotonic(): when the search that runs is to end
         self._loads: dict[tuple[int, int, int], Load | None] = {}
-        self._unsolved = 0.0  # ratios up to this were left out of a search
+        self._few = None if limited else Few(classes, layers, traffic.max_sequences, self._load)
         self.boxes = self._first_boxes() if work > 0 else []
 
+    @property
+    def work(self) -> float:
+        """What is left of it."""
+        return self._work - self._bounds.work - (self._few.work if self._few is not None else 0.0)
+
     def best(
-        self, prices: Sequence[float], floor: float, known: Callable[[tuple[int, ...]], bool], wanted: int
+        self,
+        prices: Sequence[float],
+        floor: float,
+        known: Callable[[tuple[int, ...]], bool],
+        wanted: int,
+        until: float | None,
     ) -> tuple[float, list[Priced]]:
         """A bound on every pipeline's value over price, and pipelines above it that are not ``known``, best first.
 
         ``prices``: of one group of each type. ``floor``: smaller ratios need not be told apart. ``wanted``: so
         many pipelines will do, looked for first where the last prices found the best; the bound is then infinite.
         """
-        cost = np.maximum(np.asarray(prices, dtype=np.float64), LEAST_PRICE)
+        cost, self._until = np.maximum(np.asarray(prices, dtype=np.float64), LEAST_PRICE), until
+        floor, few = self._best_few(cost, floor, known)
+        if few:
+            return math.inf, few[:wanted]
         likely = sorted(self.boxes, key=lambda box: -box.bound)[:_LIKELY]
         if likely and likely[0].bound > 0:
-            found = self._search(likely, cost, floor, known, wanted)[1]
+            found = self._search(likely, cost, floor, known, wanted, _TRIES)[1]
             if found:
                 return math.inf, found
         return self._search(self.boxes, cost, floor, known, wanted)
 
-    def prove(self, prices: Sequence[float]) -> float:
-        """A bound on every pipeline's value over price, as close as the work that is left allows."""
-        cost = np.maximum(np.asarray(prices, dtype=np.float64), LEAST_PRICE)
-        return self._search(self.boxes, cost, 1.0, lambda types: True, None)[0]
+    def prove(
+        self,
+        prices: Sequence[float],
+        floor: float,
+        known: Callable[[tuple[int, ...]], bool],
+        until: float | None,
+    ) -> tuple[float, list[Priced]]:
+        """The same for the bound's sake: as close to ``floor`` as what is left of the work and the time allows."""
+        cost, self._until = np.maximum(np.asarray(prices, dtype=np.float64), LEAST_PRICE), until
+        floor, few = self._best_few(cost, floor, known)
+        factor, found = self._search(self.boxes, cost, max([floor, *(p.ratio for p in few)]), known, None)
+        return factor, [*few, *found]
+
+    def listed(self, cost: Floats, floor: float) -> list[Priced]:
+        """The pipelines of few stages that may be worth more than ``floor`` times their price, best first."""
+        over = self._few.over(cost, floor) if self._few is not None else []
+        return [Priced(types, self.classes.pools[pool], ratio) for ratio, types, pool in over]
+
+    def _best_few(
+        self, cost: Floats, floor: float, known: Callable[[tuple[int, ...]], bool]
+    ) -> tuple[float, list[Priced]]:
+        """The floor that the known ones of them leave (see `_search`), and those above it that are not known."""
+        found: list[Priced] = []
+        for priced in self.listed(cost, floor):
+            if known(priced.types):
+                floor = max(floor, priced.ratio)
+            else:
+                found.append(priced)
+        return floor, found
 
     def _search(
         self,
@@ -117,9 +154,12 @@ class Pricer:
         floor: float,
         known: Callable[[tuple[int, ...]], bool],
         wanted: int | None,
+        tries: int | None = None,
     ) -> tuple[float, list[Priced]]:
-        """Best first: boxes are looked at more closely, then split, while their bound exceeds ``floor``."""
-        self._unsolved = 0.0
+        """Best first: boxes are looked at more closely, then split, while their bound exceeds ``floor``.
+
+        ``tries``: knapsacks of one pool in a box; given, pipelines may be left out and the bound means nothing.
+        """
         heap: list[tuple[float, int, _Box]] = []
         for i, box in enumerate(boxes):
             box.bound, box.level = self._bound(box, cost, 0), 0
@@ -144,7 +184,7 @@ class Pricer:
                     count += 1
                     heapq.heappush(heap, (-half.bound, count, half))
             else:
-                priced = self._exact(box, cost, floor, _TRIES if wanted is not None else None)
+                priced = self._exact(box, cost, floor, tries)
                 if priced is not None and known(priced.types):
                     # Its true value is in the program already; what is left of its ratio is optimism.
                     floor = max(floor, priced.ratio)
@@ -158,8 +198,6 @@ class Pricer:
                 floor = max(floor, -heap[0][0])
                 break
         ratios = [p.ratio for p in found.values()]
-        if self._unsolved > max([floor, *ratios]):
-            return math.inf, sorted(found.values(), key=lambda p: -p.ratio)  # no proof: pipelines were left out
         return max([floor, *ratios]), sorted(found.values(), key=lambda p: -p.ratio)
 
     def _worth_splitting(self, box: _Box) -> bool:
@@ -167,7 +205,7 @@ class Pricer:
         return load is not None and not load.exact and box.high > box.low * _NARROW
 
     def _spent(self, reserve: float) -> bool:
-        return self.work <= reserve or (self.deadline is not None and time.monotonic() >= self.deadline)
+        return self.work <= reserve or (self._until is not None and time.monotonic() >= self._until)
 
     # ---- boxes -----------------------------------------------------------------------------------------------
 
@@ -178,7 +216,10 @@ class Pricer:
             edges.append(min(most + 1, max(edges[-1] + 1, int(edges[-1] * _BOX_RATIO))))
         groups = sum(node.count * len(node.places) for node in self.classes.nodes)
         boxes: list[_Box] = []
+        listed = range(2, self._few.depth + 1) if self._few is not None else range(0)
         for depth in range(1, min(groups, self.layers) + 1):
+            if depth in listed:
+                continue
             for low, high in pairwise(edges):
                 if self._load(depth, low, high - 1) is None:
                     break  # more sequences need more memory still
@@ -215,51 +256,15 @@ class Pricer:
         if box.depth == 1:
             return self._single(load, cost)[0]
         cycles = self._allowed_cycles(load, thinned(load, _CYCLES[level]))
-        pools = self.classes.pools if level else (self.classes.everything,)
-        ratios = [self._ratios(box.depth, load, cycles, cost, pool, bool(level), floor) for pool in pools]
-        return max(float(ratio.max(initial=0.0)) for ratio in ratios)
+        if level == 0:
+            return self._bounds.anywhere(box.depth, load, cycles, cost, floor)
+        return float(self._bounds.closely(box.depth, load, cycles, cost, floor)[1].max(initial=floor))
 
     def _single(self, load: Load, cost: Floats) -> tuple[float, int]:
         """One stage for everything: nothing to pack."""
         ratios = np.where(self._allowed(load, load.only), load.value / load.only / cost, 0.0)
         best = int(ratios.argmax())
         return float(ratios[best]), best
-
-    def _ratios(
-        self,
-        depth: int,
-        load: Load,
-        cycles: Cycles,
-        cost: Floats,
-        pool: Pool,
-        thorough: bool,
-        floor: float,
-    ) -> Floats:
-        """[cycles]: a bound on value over price, for pipelines of this pool whose cycle is in the interval."""
-        self.work -= len(cost) * len(cycles.start) * (_THOROUGH if thorough else 1)
-        available = np.minimum(np.array(pool.available, dtype=np.float64), depth)
-        travel = pool.travel_s(depth, load.tokens)
-        shortest = np.maximum(cycles.start, max(pool.link_s(depth, load.tokens), travel / load.in_flight))
-        inside = shortest <= cycles.end
-        ratios = np.zeros(len(shortest))
-        if not inside.any():
-            return ratios
-        # The round trip may take until the interval's end.
-        knapsacks = Knapsacks(
-            layers_within(load.middle, cycles.held[inside]),
-            cost,
-            available,
-            depth,
-            self.layers,
-            np.where(np.isfinite(load.middle[:, 1]), load.middle[:, 1], 0.0),
-            load.slope_s,
-            load.in_flight * np.minimum(cycles.end[inside], _FOREVER_S) - travel,
-            self.classes.member,
-            self.classes.devices(pool),
-            load.value / shortest[inside] / floor,
-        )
-        ratios[inside] = load.value / shortest[inside] / least_price(knapsacks, thorough=thorough)
-        return ratios
 
     # ---- the exact knapsack ----------------------------------------------------------------------------------
 
@@ -274,16 +279,15 @@ class Pricer:
             return Priced((best_type,), pool, ratio) if ratio > floor else None
         cycles = self._allowed_cycles(load, fine(load))
         best: Priced | None = None
-        for pool in self.classes.pools:
-            # Loosely over all cycles first, then closely over those that could matter.
-            loose = self._ratios(box.depth, load, cycles, cost, pool, False, floor)
-            rows = np.flatnonzero(loose > floor * (1 + _SAME))
-            part = cycles.only(rows)
-            ratios = np.minimum(loose[rows], self._ratios(box.depth, load, part, cost, pool, True, floor))
+        spots, ratios = self._bounds.finely(box.depth, load, cycles, cost, floor)
+        for number, pool in enumerate(self.classes.pools):
+            rows = np.flatnonzero(spots.pool == number)
+            if len(rows) == 0:
+                continue
             kinds = self.classes.kinds(pool)
-            found = best_whole(box.depth, self.layers, load, part, ratios, cost, kinds, floor, tries)
-            self.work -= found.knapsacks * _KNAPSACK
-            self._unsolved = max(self._unsolved, found.unsolved)
+            part = spots.cycles.only(rows)
+            found = best_whole(box.depth, self.layers, load, part, ratios[rows], cost, kinds, floor, tries)
+            self._bounds.work += found.knapsacks * _KNAPSACK
             if found.types is not None:
                 floor, best = found.ratio, Priced(found.types, pool, found.ratio)
         return best

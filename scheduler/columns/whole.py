@@ -19,15 +19,11 @@ _SAME = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """The best pipeline found, None where none exceeds the floor, and knapsacks that it took.
-
-    ``unsolved``: a bound on the ratio of what was left out for want of tries; 0 where nothing was.
-    """
+    """The best pipeline found, None where none exceeds the floor, and knapsacks that it took."""
 
     types: tuple[int, ...] | None
     ratio: float
     knapsacks: int
-    unsolved: float = 0.0
 
 
 def best_whole(
@@ -78,4 +74,4 @@ def best_whole(
             if j < i:
                 peak[j] = min(peak[j], float(value[j]) / price)
         unsolved = [j for j in unsolved if peak[j] > floor * (1 + _SAME)]
-    return Whole(best, floor, solved, max((peak[j] for j in unsolved), default=0.0))
+    return Whole(best, floor, solved)
