@@ -27,7 +27,7 @@ from hexgen.yamlfile import Place, Section
 MAX_DEVICES = 65_536
 _MAX_ENTRIES = 65_536
 
-_CLUSTER_KEYS = ("name", "devices", "nodes", "links", "model", "workload", "budget")
+_CLUSTER_KEYS = ("name", "devices", "nodes", "links", "model", "workload", "budget", "cost_table")
 _NODE_KEYS = (
     "name", "repeat", "region", "device", "count", "link", "price", "address", "labels", "threads", "memory",
     "speed",
@@ -69,7 +69,14 @@ def parse_cluster(
         model=section.optional("model", yamlfile.text),
         workload=section.optional("workload", lambda v, p: parse_workload(v, p, base)),
         budget_usd_h=section.optional("budget", yamlfile.number()),
+        cost_table=section.optional("cost_table", lambda v, p: _beside(v, p, base)),
     )
+
+
+def _beside(value: object, place: Place, base: Path | None) -> str:
+    """A file's path; a relative one is meant from where the cluster file is."""
+    path = Path(yamlfile.text(value, place))
+    return str(path) if base is None else str((base / path).absolute())
 
 
 # ---- device types --------------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ class Cluster:
     model: str | None = None
     workload: Workload | None = None
     budget_usd_h: float | None = None
+    cost_table: str | None = None  # a file of measured times; from a file, its absolute path
 
     @cached_property
     def _nodes(self) -> dict[str, Node]:

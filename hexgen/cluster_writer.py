@@ -35,6 +35,8 @@ def cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
         out["workload"] = workload_to_dict(cluster.workload)
     if cluster.budget_usd_h is not None:
         out["budget"] = yamlfile.plain(cluster.budget_usd_h)
+    if cluster.cost_table is not None:
+        out["cost_table"] = cluster.cost_table
     return out
 
 

@@ -95,5 +95,6 @@ def clusters(draw: st.DrawFn, **fixed: Any) -> Cluster:
         "model": draw(st.none() | texts),
         "workload": draw(st.none() | workloads),
         "budget_usd_h": draw(st.none() | positive),
+        "cost_table": draw(st.none() | st.just("/tables/measured.yaml")),
     }
     return Cluster(**(values | fixed))

@@ -68,27 +68,31 @@ def discover_command(
         raise SpecError("--model measures, and --no-measure says not to", where="--no-measure")
     logging.getLogger("ray").setLevel(logging.ERROR)
     shape, chosen = _model(model, dtype)
+    head = HEAD if measure else QUICK_HEAD
     with discover_shown(quiet) as progress, surveyed(ray_address, progress) as surveyor:
         found = survey(surveyor, measure=measure, threads=cpu_threads)
-        made = described("ray" if surveyor.on_ray else "this-machine", found, cpu_threads)
-        text = cluster_text(made, HEAD if measure else QUICK_HEAD)
+        name = "ray" if surveyor.on_ray else "this-machine"
+        made = described(name, found, cpu_threads)
         if output is not None:  # before the long part: an interrupted calibration leaves what there is
-            _write(output, text)
+            _write(output, cluster_text(made, head))
         times = None
         if shape is not None:
             from hexgen.discover.models import time_model
 
             times = time_model(surveyor, found, made.cluster, shape, chosen, str(model))
             _write(table_path, times.text)
+            made = described(name, found, cpu_threads, _beside(table_path, output))
+            if output is not None:
+                _write(output, cluster_text(made, head))
     for line in (*found.left_out, *found.remarks, *made.remarks, *(times.remarks if times is not None else ())):
         say(f"note: {line}")
     if output is None:
-        typer.echo(text, nl=False)
+        typer.echo(cluster_text(made, head), nl=False)
     else:
         devices = sum(node.count for node in made.cluster.nodes)
         say(f"wrote {output}: {len(made.cluster.nodes)} nodes, {devices} devices")
     if times is not None:
-        say(f"wrote {table_path}; plan with --cost {table_path}")
+        say(f"wrote {table_path}" + (", which the cluster file names" if output is not None else ""))
     say(f"{time.monotonic() - started:.0f} s")
 
 
@@ -102,6 +106,13 @@ def _model(reference: str | None, dtype: str | None) -> tuple[ModelSpec | None, 
             raise SpecError(f"must be one of {', '.join(DTYPE_BYTES)}, not {dtype!r}", where="--dtype")
         chosen = next(known for known in DTYPE_BYTES if known == dtype)
     return (load_model(reference, where="--model") if reference is not None else None), chosen
+
+
+def _beside(table: Path, output: Path | None) -> str:
+    """How the cluster file names the table: relative where both are in one folder."""
+    if output is not None and table.absolute().parent == output.absolute().parent:
+        return table.name
+    return str(table.absolute())
 
 
 def _check_target(path: Path | None) -> None:

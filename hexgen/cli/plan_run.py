@@ -15,10 +15,11 @@ from hexgen.model import BUILTIN_CONFIGS, BUNDLED_MODELS, ModelSpec, load_model
 from hexgen.plan import Plan, load_plan, resolve_cluster
 from hexgen.scheduler.compare import baselines
 from hexgen.scheduler.explain import explain
+from hexgen.scheduler.front import front
 from hexgen.scheduler.picture import check_plot, write_page, write_plot
 from hexgen.scheduler.planner import plan
 from hexgen.scheduler.replan import DEFAULT_LIMIT_S, Replanned, replan
-from hexgen.scheduler.tables import CostTable, load_table
+from hexgen.scheduler.tables import CostTable, table_for
 from hexgen.scheduler.task import Engine, Objective, Task, make_task
 from hexgen.workload import Workload, load_workload
 
@@ -43,6 +44,7 @@ class PlanRequest:
     explain: bool
     what_if_s: float
     compare: bool
+    front: bool
     html: Path | None
     plot: Path | None
 
@@ -54,8 +56,8 @@ class PlanRequest:
     @property
     def shows(self) -> bool:
         """Whether tables are printed: scripts that only want the plan's file are not given any."""
-        only_file = self.output is not None and len(self.targets) == 1 and not (self.explain or self.compare)
-        return not (self.as_json or only_file)
+        only_file = self.output is not None and len(self.targets) == 1
+        return not self.as_json and (not only_file or self.explain or self.compare or self.front)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def _read(asked: PlanRequest) -> _Input:
         # A name stays a name; a directory is written in full, so that the plan can be served from anywhere.
         ref if ref in BUILTIN_CONFIGS or ref in BUNDLED_MODELS else model.name,
         load_workload(asked.workload) if asked.workload else None,
-        load_table(asked.cost) if asked.cost is not None else None,
+        table_for(asked.cost, cluster, model),
     )
 
 
@@ -164,12 +166,15 @@ def _check_same_model(before: Plan, path: Path, given: _Input) -> None:
 
 def _with_comments(asked: PlanRequest, given: _Input, made: Made) -> Made:
     """Baselines and explanation, where they were asked for; a page needs one, if without what-ifs."""
-    if not (asked.compare or asked.explain or asked.html is not None):
+    if not (asked.compare or asked.front or asked.explain or asked.html is not None):
         return made
     task = _task(asked, given, made.plan)
     if asked.compare:
         with search_shown(not asked.as_json, "comparing"):
             made = dataclasses.replace(made, others=baselines(task, asked.objective))
+    if asked.front:
+        with search_shown(not asked.as_json, "looking along the front"):
+            made = dataclasses.replace(made, front=front(task, made.plan))
     if asked.explain or asked.html is not None:
         seconds = asked.what_if_s if asked.explain and asked.what_if_s > 0 else None
         with search_shown(not asked.as_json, "explaining"):

@@ -28,7 +28,7 @@ from hexgen.scheduler.simulation import (
     simulate,
 )
 from hexgen.scheduler.simulation.requests import Ints
-from hexgen.scheduler.tables import CostTable, load_table
+from hexgen.scheduler.tables import CostTable, table_for
 from hexgen.scheduler.task import default_workload
 from hexgen.validate import check_plan
 from hexgen.workload import Lengths, Slo, Workload, load_workload
@@ -98,7 +98,7 @@ def _read(asked: SimulateRequest) -> _Input:
     cluster = resolve_cluster(plan, asked.plan.parent)
     model = load_model(plan.model, where=f"{asked.plan}: model", base_dir=asked.plan.parent)
     check_plan(plan, cluster, model, where=str(asked.plan))
-    table = load_table(asked.cost) if asked.cost is not None else None
+    table = table_for(asked.cost, cluster, model)
     if table is not None:
         table.check(model, cluster.nodes)
     limit = min(plan.engine.max_context or model.max_context, model.max_context)

@@ -8,8 +8,10 @@ layer's weights from one repeat to the next unless they would in service too.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -103,6 +105,18 @@ class RandomWeights:
         return block.repeat(-(-count // BLOCK))[:count].view(wanted)
 
 
+def smoothed(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    """Seconds that never fall with more load along either axis: each the least of its own and of all beyond it.
+
+    Measurements scatter upwards; who does more in a time does less in no more than that.
+    """
+    found: list[tuple[float, ...]] = []
+    for row in reversed(rows):
+        least = tuple(accumulate(reversed(row), min))[::-1]
+        found.append(tuple(map(min, least, found[-1])) if found else least)
+    return found[::-1]
+
+
 def calibrate(model: ModelSpec, dtype: DType, device: str, threads: int, limit_s: float) -> Calibration:
     """Time ``model`` on ``device`` ("cpu", "cuda:0"); after ``limit_s`` the larger points are left out.
 
@@ -184,7 +198,7 @@ class _Bench:
         middle = self._contexts[len(self._contexts) // 2]
         inputs, heads = zip(*(self._decode_ends(decode_load(n, middle)) for n in DECODE_SEQUENCES), strict=True)
         embeds = [self._embed_s(prefill_load(min(n, most), 64, most)) for n in PREFILL_TOKENS]
-        return inputs, tuple(embeds), heads
+        return smoothed([inputs])[0], smoothed([embeds])[0], smoothed([heads])[0]
 
     def _decode_ends(self, load: Load) -> tuple[float, float]:
         again, tables = self._admitted(load, sample=True)
@@ -209,7 +223,7 @@ class _Bench:
             if rows and time.monotonic() > deadline:
                 break
             rows.append(tuple(layer_s(n, context) for context in self._contexts))
-        return rows
+        return smoothed(rows)
 
     def _decode_s(self, load: Load) -> float:
         """Of one layer, without what the layers of a step share."""

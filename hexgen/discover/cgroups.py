@@ -60,24 +60,28 @@ def hidden(controller: str, proc: Path = PROC, root: Path = ROOT) -> bool:
     So it is where another mount namespace has its own /sys without the control groups (`ip netns exec`).
     """
     v1, v2 = ("cpu.cfs_quota_us", "cpu.max") if controller == "cpu" else ("memory.limit_in_bytes", "memory.max")
-    groups = list(_groups(controller, v1, v2, proc, root))
-    return len(groups) > 1 and not any((group / name).exists() for group, name in groups)
+    if all(path == "/" for _, path in _lines(controller, proc)):
+        return False
+    return not any((group / name).exists() for group, name in _groups(controller, v1, v2, proc, root))
+
+
+def _lines(controller: str, proc: Path) -> list[tuple[str | None, str]]:
+    """(controllers of a v1 hierarchy with ``controller``, or None for v2; this process's group there)."""
+    try:
+        lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
+    except OSError:
+        return []
+    return [
+        (controllers or None, path)
+        for number, controllers, path in lines
+        if (number == "0" and not controllers) or controller in controllers.split(",")
+    ]
 
 
 def _groups(controller: str, v1: str, v2: str, proc: Path, root: Path) -> Iterator[tuple[Path, str]]:
     """Each directory from this process's group up to the root, with the file's name there."""
-    try:
-        lines = proc.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if number == "0" and not controllers:
-            base, name = root, v2
-        elif controller in controllers.split(","):
-            base, name = _mount(root, controllers, controller), v1
-        else:
-            continue
+    for controllers, path in _lines(controller, proc):
+        base, name = (root, v2) if controllers is None else (_mount(root, controllers, controller), v1)
         here = base / path.lstrip("/")
         while True:
             yield here, name

@@ -32,8 +32,11 @@ class Described:
     remarks: tuple[str, ...] = ()
 
 
-def described(name: str, survey: Survey, threads: int | None = None) -> Described:
-    """The cluster that was found, checked as a file would be. ``threads``: of one CPU device (None: all)."""
+def described(name: str, survey: Survey, threads: int | None = None, cost_table: str | None = None) -> Described:
+    """The cluster that was found, checked as a file would be. ``threads``: of one CPU device (None: all).
+
+    ``cost_table``: the file of a model's measured times that it is to name.
+    """
     comments: dict[tuple[str, object], Sequence[str]] = {}
     remarks = [remark for node in survey.nodes if node.gpus and (remark := unlike(node))]
     kinds = cpu_kinds([n for n in survey.nodes if not n.gpus])
@@ -54,6 +57,8 @@ def described(name: str, survey: Survey, threads: int | None = None) -> Describe
     plain: dict[str, Any] = {"name": name, **({"devices": devices} if devices else {}), "nodes": nodes}
     links, said_of = _links(survey)
     plain["links"] = links
+    if cost_table is not None:
+        plain["cost_table"] = cost_table
     comments |= said_of
     return Described(parse_cluster(plain, "what was discovered"), comments, tuple(remarks))
 

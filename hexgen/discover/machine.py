@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from hexgen.deploy.facts import available_memory, installed_version, usable_cores
 from hexgen.discover.cgroups import cpu_quota, hidden, memory_room
@@ -87,9 +90,8 @@ def _boot_id() -> str:
 
 def versions() -> dict[str, str]:
     """Of what decides times: a table measured with others need not hold."""
-    import torch
-
-    found = {"hexgen": installed_version(), "torch": str(torch.__version__)}
-    if torch.cuda.is_available():
+    found = {"hexgen": installed_version(), "torch": version("torch")}
+    torch: Any = sys.modules.get("torch")  # whose import takes seconds, and who measures has done it
+    if torch is not None and torch.cuda.is_available():
         found["cuda"] = str(torch.version.cuda)
     return found

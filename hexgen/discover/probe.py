@@ -7,7 +7,6 @@ from typing import Any
 
 from hexgen.discover.records import Machine, Measured, Wire
 from hexgen.model import DType, ModelSpec
-from hexgen.worker.communicator import connect_store
 
 CONTROL_THREADS = 4  # a call that hangs must not keep the next one waiting
 
@@ -42,6 +41,7 @@ class Probe:
     def wire(self, store_host: str, store_port: int, name: str, side: int, limit_s: float) -> Wire | None:
         """This side of the measurement ``name`` with another node."""
         from hexgen.discover.wires import wire_side
+        from hexgen.worker.communicator import connect_store
 
         store = connect_store(store_host, store_port)
         return wire_side(store, name, side, self._host, time.monotonic() + limit_s)

@@ -13,6 +13,8 @@ def rounds(nodes: Sequence[T]) -> list[list[tuple[T, T]]]:
 
     One stays, the others move on by one place each round (Kirkman 1847; an odd one out pauses).
     """
+    if len(nodes) < 2:
+        return []
     circle: list[T | None] = [*nodes]
     if len(circle) % 2:
         circle.append(None)

@@ -5,19 +5,24 @@ JSON or YAML. Every complaint names the file, the place in it and what to do.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypeVar
 
 from hexgen import units, yamlfile
+from hexgen.cluster import Cluster
 from hexgen.errors import SpecError
-from hexgen.model import DTYPE_BYTES, DType
+from hexgen.memory import plan_dtype
+from hexgen.model import DTYPE_BYTES, DType, ModelSpec
+from hexgen.plan import EngineOptions
 from hexgen.scheduler.tables.measured import Curve, Grid, LayerShape, MeasuredEntry, MeasuredTable
 from hexgen.scheduler.tables.published import PublishedTable, PublishedType
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.yamlfile import Place, Section, list_of
 
+log = logging.getLogger("hexgen.scheduler")
 MAX_LAYERS = 10_000
 MAX_ENTRIES = 10_000
 MAX_POINTS = 1_000  # along one axis of a grid
@@ -46,6 +51,26 @@ def load_table(path: str | Path) -> CostTable:
         where=str(path),
         remedy="a published table has `types:`, a measured one `entries:`",
     )
+
+
+def table_for(path: str | Path | None, cluster: Cluster, model: ModelSpec) -> CostTable | None:
+    """The table at ``path`` (``--cost``), else the one that the cluster file names; None for neither.
+
+    A table that is asked for must fit, which whoever plans with it checks. One that the cluster names may be of
+    another model, or gone: then a warning says so, and the catalogue's figures are used.
+    """
+    if path is not None:
+        return load_table(path)
+    if cluster.cost_table is None:
+        return None
+    nodes = [node for node in cluster.nodes if node.count]
+    try:
+        table = load_table(cluster.cost_table)
+        table.check(model, nodes, plan_dtype(EngineOptions(), model, [node.device for node in nodes]))
+    except SpecError as error:
+        log.warning("planned with the catalogue's figures: the cluster's cost_table %s", error)
+        return None
+    return table
 
 
 # ---- published -------------------------------------------------------------------------------------------------

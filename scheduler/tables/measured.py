@@ -119,6 +119,7 @@ class MeasuredTable:
     _found: dict[tuple[object, ...], MeasuredEntry | None] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
+    _said: set[str] = field(init=False, repr=False, compare=False, default_factory=set)
 
     @property
     def source(self) -> str:
@@ -149,13 +150,17 @@ class MeasuredTable:
                 remedy=f"measure with `hexgen discover --model ... --dtype {dtype}`, or plan without --cost",
             )
         if lacking:
-            log.warning("%s: no figures for %s: the catalogue's are taken there", self.where, ", ".join(lacking))
-        with_torch = {entry.versions["torch"] for entry in of_model if "torch" in entry.versions}
-        if with_torch and _INSTALLED not in (None, *map(_public, with_torch)):
-            log.warning(
-                "%s: measured with torch %s, and here is %s: measure again", self.where,
-                ", ".join(sorted(with_torch)), _INSTALLED,
-            )  # fmt: skip
+            self._warn(f"no figures for {', '.join(lacking)}: the catalogue's are taken there")
+        with_torch = {_public(entry.versions["torch"]) for entry in of_model if "torch" in entry.versions}
+        if with_torch and _INSTALLED not in (None, *with_torch):
+            measured_with = ", ".join(sorted(with_torch))
+            self._warn(f"measured with torch {measured_with}, and here is {_INSTALLED}: measure again")
+
+    def _warn(self, text: str) -> None:
+        """Once: a plan is checked against its table more than once."""
+        if text not in self._said:
+            self._said.add(text)
+            log.warning("%s: %s", self.where, text)
 
     def entry(self, device: DeviceType, width: int, model: ModelSpec, dtype: DType) -> MeasuredEntry | None:
         """The entry for ``width`` such devices: the type by name, then the nearest peak, then the last."""
