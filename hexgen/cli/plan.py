@@ -72,6 +72,10 @@ def plan_command(
     compare: Annotated[
         bool, typer.Option("--compare", help="Beside it, what simpler and published placements would serve.")
     ] = False,
+    front: Annotated[
+        bool,
+        typer.Option("--front", help="Beside it, plans that serve less and answer sooner, or more and later."),
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with everything that was asked for to this file.")
     ] = None,
@@ -99,6 +103,7 @@ def plan_command(
             explain=explain,
             what_if_s=what_if,
             compare=compare,
+            front=front,
             html=html,
             plot=plot,
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hexgen.plan import Plan
     from hexgen.scheduler.compare import Baseline
     from hexgen.scheduler.explain import Explanation
+    from hexgen.scheduler.front import FrontPoint
     from hexgen.scheduler.replan import Replanned
 
 _PIPED_WIDTH = 140
@@ -35,6 +36,7 @@ class Made:
     objective: str
     explanation: Explanation | None = None
     others: tuple[Baseline, ...] | None = None
+    front: tuple[FrontPoint, ...] | None = None
     replanned: Replanned | None = None
 
 
@@ -68,6 +70,10 @@ def print_json(made: Made, *, explain: bool) -> None:
     value: dict[str, Any] = plan_to_dict(made.plan)
     if made.others is not None:
         value["compare"] = [_baseline(other) for other in made.others]
+    if made.front is not None:
+        from hexgen.cli.front_tables import front_to_list
+
+        value["front"] = front_to_list(made.front)
     if explain and made.explanation is not None:
         value["explain"] = explanation_to_dict(made.explanation)
     if made.replanned is not None:
@@ -108,5 +114,9 @@ def show(made: Made, *, explain: bool) -> None:
     if explain and made.explanation is not None:
         for table in explain_tables(made.explanation):
             console.print(table)
+    if made.front is not None:
+        from hexgen.cli.front_tables import front_table
+
+        console.print(front_table(made.front))
     if made.others is not None:
         console.print(compare_table(made.plan, made.others, made.objective))

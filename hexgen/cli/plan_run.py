@@ -44,9 +44,9 @@ class PlanRequest:
     explain: bool
     what_if_s: float
     compare: bool
-    front: bool
     html: Path | None
     plot: Path | None
+    front: bool = False
 
     @property
     def targets(self) -> tuple[Path, ...]:
