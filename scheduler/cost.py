@@ -210,7 +210,7 @@ class StageProfile:
     def _mix_times(self, mix: Mix) -> StepTimes:
         mixed = [self.fixed_s(mix.mixed, embeds, samples) for embeds, samples in ENDS]
         plain = [self.fixed_s(mix.plain, embeds, samples) for embeds, samples in ENDS]
-        mean = [p + mix.mixed_share * (m - p) for p, m in zip(plain, mixed, strict=True)]
+        mean = [p + mix.held_share * (m - p) for p, m in zip(plain, mixed, strict=True)]
         return MixTimes(
             mix.mean_s(self.layer_s),
             self.layer_s(mix.mixed),

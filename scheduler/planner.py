@@ -8,6 +8,7 @@ from hexgen.plan import EngineOptions, Plan
 from hexgen.scheduler.best import best_on_nodes, goal_of, why_nothing
 from hexgen.scheduler.flow import plan_for_flow
 from hexgen.scheduler.lanes.best import best_lanes
+from hexgen.scheduler.options import chosen
 from hexgen.scheduler.progress import OnProgress
 from hexgen.scheduler.slo import best_for_slo, cheapest_within_limits, for_search, other_candidates
 from hexgen.scheduler.subsets import plan_within_price
@@ -38,6 +39,8 @@ def plan(
     ``InfeasibleError`` where nothing fits.
     """
     task = make_task(cluster, model, workload, objective, time_limit_s, seed, engine, options, cost, progress)
+    if options is None:
+        task = chosen(task, objective)
     cluster = task.cluster  # without nodes that no link leads to
     if objective == "maxflow":
         return plan_for_flow(task)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from hexgen.batching.policy import PREFILL_CHUNK_FLOOR
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions
 from hexgen.scheduler.lengths import mean_age
@@ -88,6 +89,15 @@ class Traffic:
         """Steps that one prompt takes."""
         return max(1, math.ceil(self.prompt / self.token_budget))
 
+    def chunk(self, depth: int) -> float:
+        """Prompt tokens that a step takes while sequences decode and prompts come one at a time.
+
+        As `hexgen.batching.policy` has it: on one stage all that fit beside the decodes; on a pipeline a prompt is
+        dealt over a whole round of ``depth`` steps, in chunks not below the policy's floor.
+        """
+        dealt = self.prompt if depth == 1 else max(PREFILL_CHUNK_FLOOR, self.prompt / depth)
+        return min(float(self.token_budget), self.prompt, dealt)
+
     @property
     def decodes(self) -> float:
         """Decode steps of one request; its first token comes from the prompt's last chunk."""
@@ -144,6 +154,7 @@ class Mix:
     plain: StepLoad
     mixed: StepLoad
     mixed_share: float
+    held_share: float  # of all steps that go at the pace of a mixed one (`_held`)
     steps_in_flight: float
     cycles: float  # that one request stays: chunks of its prompt, then its decodes
     running: float  # sequences that move; more than the token budget feeds only wait
@@ -153,8 +164,9 @@ class Mix:
         return self.plain.tokens + self.mixed_share * (self.mixed.tokens - self.plain.tokens)
 
     def mean_s(self, seconds: Callable[[StepLoad], float]) -> float:
+        """Seconds from one step to the next, of a stage that takes so long for a step."""
         plain = seconds(self.plain)
-        return plain + self.mixed_share * (seconds(self.mixed) - plain)
+        return plain + self.held_share * (seconds(self.mixed) - plain)
 
 
 @lru_cache(maxsize=1 << 10)
@@ -163,7 +175,7 @@ def alone_mix(traffic: Traffic) -> Mix:
     traffic = traffic.of_mean_lengths
     chunk = min(traffic.prompt, float(traffic.token_budget))
     return Mix(
-        traffic.decode_load(1.0), traffic.prefill_load(chunk), 0.0, 1.0, traffic.chunks + traffic.decodes, 1.0
+        traffic.decode_load(1.0), traffic.prefill_load(chunk), 0.0, 0.0, 1.0, traffic.chunks + traffic.decodes, 1.0
     )
 
 
@@ -171,14 +183,29 @@ def alone_mix(traffic: Traffic) -> Mix:
 def mix_of(traffic: Traffic, concurrency: float, depth: int) -> Mix:
     """How ``concurrency`` sequences fill the steps of a route of ``depth`` stages."""
     in_flight = max(1.0, min(float(depth), concurrency))
+    dealt = traffic.chunk(depth)
     # Chunks of one prompt follow each other in successive steps, not after a round trip.
-    cycles = 1 + (traffic.chunks - 1) / in_flight + traffic.decodes
+    cycles = 1 + (traffic.prompt / dealt - 1) / in_flight + traffic.decodes
     # No step exceeds the token budget: beyond that, sequences wait for their prefill.
     tokens_a_sequence = (traffic.decodes + traffic.prompt) / cycles
     running = min(concurrency, traffic.token_budget * in_flight / tokens_a_sequence)
     decoding = running / in_flight * traffic.decodes / cycles
     prompt_tokens = running / in_flight * traffic.prompt / cycles
-    chunk = min(float(traffic.token_budget), max(traffic.prompt, prompt_tokens))
+    # More prompts than one at a time are dealt out together: then every step carries some of them. What decodes
+    # leave of the budget is the most.
+    chunk = min(traffic.token_budget - decoding, max(dealt, prompt_tokens))
     plain = traffic.decode_load(decoding)
     mixed = plain.plus(traffic.prefill_load(chunk))
-    return Mix(plain, mixed, min(1.0, prompt_tokens / chunk), in_flight, cycles, running)
+    share = min(1.0, prompt_tokens / chunk)
+    return Mix(plain, mixed, share, _held(share, in_flight), in_flight, cycles, running)
+
+
+def _held(share: float, in_flight: float) -> float:
+    """A pipeline goes at the pace of the longest step in it: while that travels from stage to stage, each of the
+    others waits for it somewhere, and ``in_flight`` steps take as long as if all were like it.
+
+    Long steps come at random, one in 1 / ``share``: after a round that one of them held up, the next is
+    1 / share - 1 steps off on average. (A lower bound of a last-passage time: the path that waits at a stage for
+    the next long step and then goes with it. With equal stages simulations are within some percent of it.)
+    """
+    return share * in_flight / (1 + share * (in_flight - 1))

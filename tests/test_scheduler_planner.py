@@ -143,7 +143,7 @@ def test_cost_takes_the_cheapest_nodes_that_carry_the_rate() -> None:
     with pytest.raises(InfeasibleError, match="asks for 1000"):
         plan(priced(), model, Workload(**lengths, rate=1000.0), "cost")
     with pytest.raises(InfeasibleError, match="budget"):
-        plan(priced(budget=1.0), model, Workload(**lengths, rate=10.0), "cost")
+        plan(priced(budget=1.0), model, Workload(**lengths, rate=15.0), "cost")
 
 
 def test_a_budget_bounds_every_objective() -> None:
