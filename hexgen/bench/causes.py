@@ -18,7 +18,7 @@ _ALIKE = 1.15  # factors below it are called the same
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``share``: how much of the run, or of a request's time, the difference is. The list is sorted by it."""
+    """``share``: how much of the longer run, or of a request's time, the difference is."""
 
     share: float
     what: str
@@ -42,7 +42,7 @@ def findings(comparison: Comparison, bench: Bench, *, tabled: bool) -> list[Find
 def _of_stage(stage: StageTimes, comparison: Comparison, bench: Bench, tabled: bool) -> list[Finding]:
     if not stage.measured or stage.steps == 0:
         return []
-    run_s = comparison.measured_s
+    run_s = max(comparison.measured_s, comparison.simulated_s)
     found = []
     predicted, measured, host = stage.predicted["busy"], stage.busy_s, stage.measured["host"]
     if predicted > 0:
@@ -99,9 +99,8 @@ def _busy_cause(stage: StageTimes, factor: float, comparison: Comparison, bench:
             "model's layers there with `hexgen discover --model` and give the table with --cost"
         )
     if each < 1 / _ALIKE:
-        return (
-            f"each step took {each:.2f} times as long as predicted{besides}: the device is faster than its figures"
-        )
+        why = "the table was measured while other work ran" if tabled else "the device is faster than its figures"
+        return f"each step took {each:.2f} times as long as predicted{besides}: {why}"
     return "within the prediction's own error"
 
 

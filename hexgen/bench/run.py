@@ -154,7 +154,7 @@ def _remarks(
     """What whoever reads the figures should know."""
     found = []
     if outcome.stopped:
-        found.append(f"ended early: {measures.unfinished} requests were not measured")
+        found.append(f"ended early: {measures.unfinished} requests are in no figure, and their tokens neither")
     if measures.failed:
         found.append(f"{measures.failed} requests failed; they are in no figure but this")
     if facts.max_context is not None:
