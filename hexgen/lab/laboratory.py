@@ -25,6 +25,7 @@ NODE_VARIABLE = "HEXGEN_LAB_NODE"
 # GB as measured), and what a Ray node takes that does nothing (0.2 GB, and an object store of 0.08 GB).
 _WORKER_BYTES = 1024**3
 _RAY_BYTES = 512 * 1024**2
+_REAP_S = 10.0  # for the end of a process that has been killed
 
 
 def cores_of(node: Node, scale: float) -> float:
@@ -130,11 +131,12 @@ class Laboratory:
         finally:
             if self._ray is not None:
                 for process in self._ray.processes.values():
-                    process.wait()
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(_REAP_S)
             self._claim.release()
             os.close(self._lifeline)  # the watchdog wakes, finds nothing and ends
         with suppress(subprocess.TimeoutExpired):
-            self._watchdog.wait(10.0)
+            self._watchdog.wait(_REAP_S)
         return removed
 
     def __enter__(self) -> Laboratory:
