@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ CLAIMED_DEADLINE, CLAIMED_RATE = 2.3, 4.0
 BASE = "16 A100, ours"
 SCALES = (4.0, 8.0, 16.0, 32.0, 64.0)
 PLANNED_FOR = (4.0, 16.0)
+_STOP = 2 * max(SCALES)  # times the A100s' latency: a pool that needs more is overloaded, and so at higher rates
 MODES = {"one request at a time on a pipeline": 1, "continuous batching": None}
 
 
@@ -63,7 +65,7 @@ def plans(name: str, alone: Reference, options: EngineOptions, settings: Setting
         try:
             if genetic:
                 task = make_task(case.cluster, case.model, case.workload, objective, None, 0, "auto", options)
-                made = hexgen_genetic(task, objective, settings.baseline_seconds).plan
+                made = hexgen_genetic(task, objective, settings.baseline_seconds / 2).plan
             else:
                 made = plan(
                     case.cluster, case.model, case.workload, objective,
@@ -83,15 +85,16 @@ def pools(limit: int | None, alone: Reference, settings: Settings) -> list[Pool]
             ("58 unlike, HexGen's search", "hexgen-full58", True),
             ("30 unlike at half the price, ours", "hexgen-half30", False),
         ]
-    rates = rates_from(0.5, 4.0, 1) if settings.quick else rates_from(0.125, 128.0, 2)
-    least, most, span_s = (200, 400, 10.0) if settings.quick else (500, 2500, 60.0)
+    rates = rates_from(0.5, 4.0, 1) if settings.quick else rates_from(0.25, 64.0, 2)
+    least, most, span_s = (200, 400, 10.0) if settings.quick else (400, 1000, 30.0)
     found = []
     for title, name, genetic in asked:
         case = published(name)
         options = default_options(case.cluster)
         options = options if limit is None else dataclasses.replace(options, max_sequences=limit)
         made = plans(name, alone, options, settings, genetic)
-        found.append(Pool(title, tuple(curve(p, case, alone, rates, least, most, span_s) for p in made)))
+        found.append(Pool(title, tuple(curve(p, case, alone, rates, least, most, span_s, _STOP) for p in made)))
+        print(f"{title}, {limit or 'any number'} at a time: {len(made)} plans", file=sys.stderr, flush=True)
     return found
 
 
