@@ -96,7 +96,7 @@ def hexgen_command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def hexgen_line(*arguments: object) -> list[str]:
-    return [sys.executable, "-c", "from hexgen.cli import main; main()", *map(str, arguments)]
+    return [sys.executable, "-m", "hexgen", *map(str, arguments)]
 
 
 def outside_ray() -> dict[str, str]:
