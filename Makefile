@@ -44,6 +44,7 @@ test-all: setup
 
 test-gpu: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,cuda]"
+	$(BIN)/python -c "import torch; exit(None if torch.cuda.is_available() else 'no CUDA device here, or no CUDA build of torch')"
 	$(BIN)/python -m pytest -m gpu
 
 bench: setup

@@ -5,8 +5,8 @@
 Bandwidths are bytes that must be moved at least (every key and value once) over the median time; a measured copy
 counts its reads and its writes. FLOP/s of prefilling count the pairs that the causal mask leaves, 4 x head size
 each. Peers get the same inputs in the layout that they like best: torch's fused attention and FlexAttention read
-contiguous keys and values without pages, which is less work than ours. All is timed by events, the median over some
-rounds, with a buffer larger than the second-level cache written before each.
+contiguous keys and values without pages, which is less work than ours. All is timed by events, the median over
+some rounds, with a buffer larger than the second-level cache written before each.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 // (HX_WARPS_M) and every tile of keys serves all of them.
 #include "attention_entry.cuh"
 
-KERNEL void __launch_bounds__(Block::THREADS) prefill_attention(ATTENTION_PARAMETERS) {
+// Two blocks a multiprocessor are what the launch arithmetic aims at; without that word ptxas aims at more on sm_70,
+// and spills.
+KERNEL void __launch_bounds__(Block::THREADS, 2) prefill_attention(ATTENTION_PARAMETERS) {
     const Attention a = ATTENTION_VALUES;
     Block::run(a);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from hexgen.batching.segments import Admission, Segment, SegmentKind, Step
@@ -11,6 +12,11 @@ from hexgen.request import SamplingParams
 from hexgen.worker.attention import HeadLayout, reference_attention
 from hexgen.worker.batch_inputs import BatchInputs, PageTables, build_batch
 from hexgen.worker.kv import KVPool
+
+NEEDS_CARD = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+)
 
 # (tokens before this step, tokens of this step) of each sequence: decodes, a prefill, a chunk late in its context,
 # a run short enough for the decode kernel, the first token of a text.

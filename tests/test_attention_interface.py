@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
-from attention_cases import AttentionCase, Built, build, check
+from attention_cases import NEEDS_CARD, AttentionCase, Built, build, check
 
 from hexgen.errors import EngineError
 from hexgen.worker.attention_choice import (
@@ -18,6 +19,13 @@ from hexgen.worker.attention_choice import (
     choose_operations,
 )
 from hexgen.worker.kernels.device import kernel_device
+
+
+def needs_card(test: Callable[..., None]) -> Callable[..., None]:
+    for mark in NEEDS_CARD:
+        test = mark(test)
+    return test
+
 
 CASES = [
     AttentionCase("float32"),
@@ -52,7 +60,7 @@ def test_attention_without_a_card(attention: Attention, case: AttentionCase, wri
     check(run(attention, built, case, written), built, case)
 
 
-@pytest.mark.gpu
+@needs_card
 @pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("case", CUDA_CASES)
 def test_cuda_attention(case: AttentionCase, written: bool) -> None:
@@ -70,7 +78,7 @@ def test_cuda_attention(case: AttentionCase, written: bool) -> None:
     check(run(attention, built, case, written), built, case)
 
 
-@pytest.mark.gpu
+@needs_card
 @pytest.mark.parametrize("case", [AttentionCase("float16"), AttentionCase("bfloat16", 128, window=29)])
 def test_sdpa_on_the_card(case: AttentionCase) -> None:
     built = build(case, "cuda", written=False, poison=0.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_cases import NEEDS_CARD
 from oracle import VARIANTS, make_checkpoint
 from test_worker_model_exactness import MAX_TOKENS, expected, prompts
 from worker_driver import LocalRank, greedy_batch
@@ -16,7 +17,7 @@ from hexgen.worker.communicator import SoloCommunicator
 from hexgen.worker.kernels.device import KernelDevice, kernel_device
 from hexgen.worker.sampling_math import to_keys
 
-pytestmark = pytest.mark.gpu
+pytestmark = list(NEEDS_CARD)
 
 
 @pytest.fixture(scope="module")
