@@ -70,14 +70,14 @@ def test_a_closed_loop_beside_its_prediction(
     assert found["mean_e2el_ms"] == pytest.approx(found["mean_ttft_ms"] + 11 * found["mean_tpot_ms"])
     against = found["against"]
     assert [stage["stage"] for stage in against["stages"]] == ["s0", "s1"]
-    assert against["steps"]["measured"] >= 12 * 12 / 3 * 0.8
+    assert against["steps"]["measured"] > 0  # as the head told last, ten times a second
     for stage in against["stages"]:
         measured = stage["measured_s"]
-        assert stage["steps"] == pytest.approx(against["steps"]["measured"], rel=0.2)
+        assert stage["steps"] >= 12 * 12 / 3  # three sequences at a time: no step makes more tokens than that
         assert measured["compute"] > 0
         assert measured["host"] > 0
-        # Nothing of the run is counted twice, and nothing is left out.
-        assert sum(measured.values()) == pytest.approx(against["measured_duration"], rel=0.1)
+        assert sum(measured.values()) >= against["measured_duration"] * (1 - 1e-9)  # all of it is accounted for
+        assert sum(measured.values()) < against["measured_duration"] + 3  # a rank's own time ends with the look
         assert sum(stage["predicted_s"].values()) == pytest.approx(against["simulated_duration"])
     figures = {figure["name"]: figure for figure in against["figures"]}
     assert figures["mean tpot"]["measured"] == pytest.approx(found["mean_tpot_ms"])

@@ -25,7 +25,7 @@ from hexgen.errors import SpecError
 from hexgen.model import load_model
 from hexgen.plan import load_plan, resolve_cluster
 from hexgen.scheduler.simulation import Requests, replay, requests_of
-from hexgen.scheduler.tables import load_table
+from hexgen.scheduler.tables import table_for
 from hexgen.scheduler.task import default_workload
 from hexgen.validate import check_plan
 from hexgen.workload import Slo, Workload, load_workload
@@ -104,7 +104,7 @@ def expected_of(asked: BenchRequest) -> Expected | None:
     cluster = resolve_cluster(plan, asked.against.parent)
     model = load_model(plan.model, where=f"{asked.against}: model", base_dir=asked.against.parent)
     check_plan(plan, cluster, model, where=str(asked.against))
-    table = load_table(asked.cost) if asked.cost is not None else None
+    table = table_for(asked.cost, cluster, model)
     if table is not None:
         table.check(model, cluster.nodes)
     return Expected(plan, cluster, model, table)
