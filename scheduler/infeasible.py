@@ -52,11 +52,13 @@ def infeasible(
         if held >= model.layers and not Topology(cluster).passable(range(len(cluster.nodes))):
             text += ", but links without bandwidth keep them apart"
     ways = [change.text for change in smallest_changes(Asked(cluster, model, options, traffic, cost_table))]
-    ways = ways or [_larger_devices(cluster, cost, traffic)]
     if unreachable:
         named = _named(unreachable)
         text += f"; no link leads to {named}, whose memory is not counted"
         ways.insert(0, f"give the links to {named} a bandwidth, so that they count too")
+        if len(ways) == 1:
+            ways.append("use devices with more memory")
+    ways = ways or [_larger_devices(cluster, cost, traffic)]
     return InfeasibleError(text, where=f"cluster {cluster.name}", remedy=", or ".join(ways))
 
 

@@ -162,9 +162,11 @@ def test_a_published_cost_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_unused_devices_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = "[{name: a, device: cpu, count: 1}, {name: slow, device: cpu, count: 1, memory: 6MB, speed: 0.001}]"
-    (tmp_path / "c.yaml").write_text(f"nodes: {nodes}\n")
+    (tmp_path / "c.yaml").write_text(f"name: 'a [/b] :smile:'\nnodes: {nodes}\n")
     assert run(str(tmp_path / "c.yaml")) == 0
-    assert "1 of 2 devices unused: slow/0" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "1 of 2 devices unused: slow/0" in text
+    assert "demo on a [/b] :smile:" in text  # as it is written, and no style
 
 
 def test_json_is_one_object_and_the_plan_itself(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:

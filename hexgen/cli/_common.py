@@ -17,10 +17,13 @@ from hexgen.errors import SpecError
 from hexgen.units import format_bytes
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hexgen.deploy.ray_deployment import OnProgress, RayDeployment, StageProgress
 
 LINE_INTERVAL_S = 5.0
 CAUSE_WAIT_S = 5.0
+_PIPED_WIDTH = 140
 
 PlanArgument = Annotated[
     str | None,
@@ -50,6 +53,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on sta
 def say(text: str) -> None:
     """A message for a person: stdout belongs to results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def tables_console() -> Console:
+    """Standard output for tables. What people name things is text: no brackets of it are taken for styles."""
+    from rich.console import Console
+
+    # Piped, the width of a screen is unknown; tables folded to 80 columns are hard to read.
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def given_text(option: str, text: str | None) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hexgen.cli._common import tables_console
 from hexgen.errors import SpecError
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from hexgen.scheduler.explain import Explanation
     from hexgen.scheduler.front import FrontPoint
     from hexgen.scheduler.replan import Replanned
-
-_PIPED_WIDTH = 140
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +98,10 @@ def _baseline(other: Baseline) -> dict[str, Any]:
 
 def show(made: Made, *, explain: bool) -> None:
     """Tables on standard output."""
-    from rich.console import Console
-
     from hexgen.cli.explain_tables import explain_tables
     from hexgen.cli.plan_tables import compare_table, plan_tables, replan_text
 
-    # Piped, the width of a screen is unknown; tables folded to 80 columns are hard to read.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    console = tables_console()
     for table in plan_tables(made.plan, made.cluster, made.model):
         console.print(table)
     if made.replanned is not None:
@@ -119,4 +114,4 @@ def show(made: Made, *, explain: bool) -> None:
 
         console.print(front_table(made.front))
     if made.others is not None:
-        console.print(compare_table(made.plan, made.others, made.objective))
+        console.print(compare_table(made.plan, made.others))

@@ -12,6 +12,7 @@ from hexgen.cluster import Cluster
 from hexgen.model import ModelSpec
 from hexgen.plan import DevicePrediction, Plan, Prediction, Stage
 from hexgen.scheduler.compare import Baseline
+from hexgen.scheduler.explain.words import COMPARED, compared_rows
 from hexgen.scheduler.replan import Replanned
 from hexgen.units import format_bytes, format_time
 
@@ -35,7 +36,7 @@ def plan_tables(plan: Plan, cluster: Cluster, model: ModelSpec) -> list[Renderab
         step = steps[stage.name]
         table.add_row(
             stage.name,
-            f"[{stage.layers[0]}, {stage.layers[1]})".replace("[", "\\["),
+            f"[{stage.layers[0]}, {stage.layers[1]})",
             _device_text(stage, types),
             str(stage.width),
             "equal" if stage.shares is None else ":".join(f"{share:g}" for share in stage.shares),
@@ -54,30 +55,13 @@ def plan_tables(plan: Plan, cluster: Cluster, model: ModelSpec) -> list[Renderab
     return [table, Text("\n".join(lines)), Text(_prediction_text(predicted))]
 
 
-def compare_table(plan: Plan, others: Sequence[Baseline], objective: str) -> Table:
+def compare_table(plan: Plan, others: Sequence[Baseline]) -> Table:
     """The plan beside simpler placements, under the same evaluator."""
     table = Table(title="compared with", title_justify="left")
-    for name in ("placement", "tokens/s", "one request", "TTFT", "TPOT", "why"):
+    for name in COMPARED:
         table.add_column(name, justify="left" if name in ("placement", "why") else "right", overflow="fold")
-    own = plan.predicted
-    rows = [("this plan", own, own.bottleneck if own else "", "")]
-    for other in others:
-        predicted = other.plan.predicted if other.plan else None
-        why = (other.shortfall or predicted.bottleneck) if predicted else other.reason
-        rows.append((other.name, predicted, why, other.note))
-    for name, predicted, why, note in rows:
-        text = Text(f"{why} ({note})" if note else why)
-        if predicted is None:
-            table.add_row(name, "does not fit", "", "", "", text)
-            continue
-        table.add_row(
-            name,
-            f"{predicted.tokens_s:,.0f}",
-            f"{predicted.single_tokens_s:,.1f}",
-            format_time(predicted.ttft_s),
-            format_time(predicted.tpot_s),
-            text,
-        )
+    for row in compared_rows(plan, others):
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from hexgen.cli._common import tables_console
 from hexgen.plan import Plan, Prediction
 from hexgen.scheduler.simulation import SimulationResult
 from hexgen.scheduler.simulation.result import PERCENTILES
 from hexgen.units import format_time
 from hexgen.workload import Slo, Workload, workload_to_dict
 
-_PIPED_WIDTH = 140
 _ROUTES_SHOWN = 40
 _TITLES = {
     "ttft": "TTFT (first token)",
@@ -81,7 +79,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def show(found: Simulated) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    console = tables_console()
     for table in (_rates(found), _times(found), _stages(found), _routes(found)):
         console.print(table)
 
@@ -125,7 +123,7 @@ def _stages(found: Simulated) -> Table:
         table.add_column(name, justify="right" if name == "busy" else "left", overflow="fold")
     for stage in found.plan.stages:
         busy = found.result.stage_busy[stage.name]
-        layers = f"\\[{stage.layers[0]}, {stage.layers[1]})"
+        layers = f"[{stage.layers[0]}, {stage.layers[1]})"
         table.add_row(stage.name, layers, ", ".join(stage.devices), f"{100 * busy:.0f} %")
     return table
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hexgen.plan import Plan, Prediction
+from hexgen.scheduler.baselines.contract import Baseline
 from hexgen.scheduler.explain.classes import range_text
 from hexgen.scheduler.explain.facts import Change, Explanation, LeftOut
 from hexgen.scheduler.explain.what_if import WORTH
+from hexgen.units import format_time
 
 _UNTRIED_NAMED = 3
+COMPARED = ("placement", "tokens/s", "one request", "TTFT", "TPOT", "why")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,23 @@ def what_if_words(explanation: Explanation) -> WhatIfWords:
         more = len(found.untried) - _UNTRIED_NAMED
         notes.append(f"Not tried for lack of time: {named}" + (f"; and {more} more" if more > 0 else "") + ".")
     return WhatIfWords(tuple(map(_row, helps)), tuple(map(_row, hurts)), tuple(notes))
+
+
+def compared_rows(plan: Plan, others: Sequence[Baseline]) -> Iterator[tuple[str, ...]]:
+    """Cells by ``COMPARED``: the plan, then simpler placements, all by the same evaluator."""
+    own = plan.predicted
+    yield _compared("this plan", own, own.bottleneck if own else "")
+    for other in others:
+        predicted = other.plan.predicted if other.plan else None
+        why = (other.shortfall or predicted.bottleneck) if predicted else other.reason
+        yield _compared(other.name, predicted, f"{why} ({other.note})" if other.note else why)
+
+
+def _compared(name: str, predicted: Prediction | None, why: str) -> tuple[str, ...]:
+    if predicted is None:
+        return name, "does not fit", "", "", "", why
+    speeds = f"{predicted.tokens_s:,.0f}", f"{predicted.single_tokens_s:,.1f}"
+    return name, *speeds, format_time(predicted.ttft_s), format_time(predicted.tpot_s), why
 
 
 def gain_text(gain: float | None) -> str:

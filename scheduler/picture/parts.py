@@ -10,7 +10,7 @@ from hexgen.scheduler.compare import Baseline
 from hexgen.scheduler.explain.changes import bandwidth_text
 from hexgen.scheduler.explain.classes import range_text
 from hexgen.scheduler.explain.facts import Explanation, TimeUse
-from hexgen.scheduler.explain.words import left_out_words, what_if_words
+from hexgen.scheduler.explain.words import COMPARED, compared_rows, left_out_words, what_if_words
 from hexgen.scheduler.picture.markup import Child, Html, el, joined
 from hexgen.scheduler.picture.style import TIME_PARTS
 from hexgen.units import format_bytes, format_time
@@ -137,29 +137,7 @@ def what_if_part(explanation: Explanation) -> Html | None:
 
 
 def baseline_part(plan: Plan, others: Sequence[Baseline]) -> Html:
-    own = plan.predicted
-    rows: list[Sequence[Child]] = []
-    entries = [("this plan", own, own.bottleneck if own else "", "")]
-    for other in others:
-        found = other.plan.predicted if other.plan else None
-        entries.append((other.name, found, other.shortfall if found else other.reason, other.note))
-    for name, predicted, why, note in entries:
-        text = f"{why} ({note})" if note else why
-        if predicted is None:
-            rows.append((name, "does not fit", "", "", "", text))
-            continue
-        rows.append(
-            (
-                name,
-                f"{predicted.tokens_s:,.0f}",
-                f"{predicted.single_tokens_s:,.1f}",
-                format_time(predicted.ttft_s),
-                format_time(predicted.tpot_s),
-                text,
-            )
-        )
-    names = ("placement", "tokens/s", "one request", "TTFT", "TPOT", "why")
-    return joined(el("h2", "Compared with"), _table(names, (1, 2, 3, 4), rows))
+    return joined(el("h2", "Compared with"), _table(COMPARED, (1, 2, 3, 4), list(compared_rows(plan, others))))
 
 
 def _table(
