@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from test_simulation_run import MODEL, fixed, gpus, row
 from hexgen.cli import main
 from hexgen.errors import SpecError
 from hexgen.plan import EngineOptions, dump_plan
-from hexgen.scheduler.simulation import attainment_curve, largest_rate, requests_of, simulate
+from hexgen.scheduler.simulation import attainment_curve, carries, largest_rate, requests_of, simulate
 from hexgen.workload import Lengths, Slo, Workload
 
 CLUSTER = gpus(2)
@@ -48,6 +49,14 @@ def test_one_at_a_time_carries_what_the_queue_allows() -> None:
     limit = Slo(latency_s=service_s * 1.0000001)
     found = largest_rate(made, CLUSTER, MODEL, requests, limit, attainment=0.9, start=0.2 / service_s)
     assert found * service_s == pytest.approx(0.1, rel=0.15)
+
+
+def test_a_deadline_ends_the_search_for_a_rate() -> None:
+    requests, slo = requests_of(WORKLOAD, 600), Slo(ttft_s=10.0)
+    past = time.monotonic() - 1
+    assert largest_rate(PLAN, CLUSTER, MODEL, requests, slo, deadline=past) == 0.0
+    assert not carries(PLAN, CLUSTER, MODEL, requests, slo, 1.0, deadline=past)
+    assert carries(PLAN, CLUSTER, MODEL, requests, slo, 1.0, deadline=past + 3600)
 
 
 def test_limits_that_nothing_keeps() -> None:
