@@ -75,6 +75,8 @@ def run(plan: str | None, model: str | None, ray_address: str | None, options: S
     with StopSignals() as signals:
         ready = prepare(plan, model, ray_address=ray_address)
         say(f"starting {ready.plan.model}: {len(ready.plan.stages)} stages, {len(ready.plan.routes)} routes")
+        for remark in ready.remarks:
+            say(f"note: {remark}")
         with shown_progress() as show:
             deployment = deploy(ready, ray_address=ray_address, on_progress=show)
         with deployment:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hexgen.cluster import Cluster
-from hexgen.errors import CheckpointError, SpecError
+from hexgen.errors import CheckpointError, HexgenError, SpecError
+from hexgen.memory import PlanMemory
 from hexgen.model import BUNDLED_MODELS, ModelSpec, find_checkpoint, load_model
 from hexgen.plan import Plan, load_plan, resolve_cluster
 from hexgen.validate import check_plan
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hexgen.deploy.ray_deployment import OnProgress, RayDeployment
 
 DEFAULT_MODEL = "demo"
+_SHOWN = 8  # weights, in a remark
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Launchable:
     cluster: Cluster
     model: ModelSpec
     model_path: Path  # the checkpoint, on this machine
+    remarks: tuple[str, ...] = ()  # what is not as the plan's file has it, for people
 
 
 def prepare(
@@ -48,8 +51,44 @@ def prepare(
         _checkpoint(model, None, "--model") if model else _checkpoint(plan.model, base, f"{where}: model")
     )
     plan = replace(plan, model=str(model or plan.model), cluster=cluster)
-    check_plan(plan, cluster, shape, where)
-    return Launchable(plan, cluster, shape, path)
+    memory = check_plan(plan, cluster, shape, where)
+    plan, remarks = _weighed(plan, cluster, shape)
+    return Launchable(plan, cluster, shape, path, (*_on_memory(plan, memory), *remarks))
+
+
+def _weighed(plan: Plan, cluster: Cluster, model: ModelSpec) -> tuple[Plan, tuple[str, ...]]:
+    """A plan that a person wrote without weights gets those at which its routes serve most, by the cost model.
+
+    Such a plan has no prediction, several routes, and every weight is 1, as where none is given.
+    """
+    if plan.predicted is not None or len(plan.routes) < 2 or any(route.weight != 1 for route in plan.routes):
+        return plan, ()
+    from hexgen.scheduler.task import make_task
+    from hexgen.scheduler.weights import weighted
+
+    try:
+        task = make_task(cluster, model, None, "throughput", None, 0, "auto", plan.engine)
+        found = weighted(plan, task)
+    except HexgenError:
+        return plan, ()  # no figures for such a plan: turn by turn, and measured speeds correct it
+    weights = [route.weight for route in found.routes]
+    if max(weights) <= min(weights) * (1 + 1e-3):
+        return plan, ()
+    shares = ", ".join(f"{weight / sum(weights):.2f}" for weight in weights[:_SHOWN])
+    more = ", ..." if len(weights) > _SHOWN else ""
+    return found, (f"the plan gives its routes no weights; by their predicted speeds they get {shares}{more}",)
+
+
+def _on_memory(plan: Plan, memory: PlanMemory) -> tuple[str, ...]:
+    """A published table's KV room is the planner's matter; what is served is what the devices have."""
+    source = plan.predicted.source if plan.predicted is not None else None
+    if source is None:
+        return ()
+    least, most = min(memory.kv_tokens), max(memory.kv_tokens)
+    room = f"{least}" if least == most else f"{least} to {most}"
+    return (
+        f"planned with the figures of {source}; KV room is that of the devices' memory: {room} tokens a route",
+    )
 
 
 def _planned(model: str | Path, ray_address: str | None) -> Launchable:
