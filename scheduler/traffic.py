@@ -107,11 +107,11 @@ class Traffic:
         seen = self._windowed(self.prompt + self.output_age)
         return StepLoad(sequences, sequences * seen, sequences * seen, sequences, sequences)
 
-    def prefill_load(self, tokens: float) -> StepLoad:
-        """``tokens`` prompt tokens in one step, of as many prompts as they make."""
+    def prefill_load(self, tokens: float, piece: float | None = None) -> StepLoad:
+        """``tokens`` prompt tokens in a step, of as many prompts as they make; in chunks of ``piece`` at most."""
         if tokens <= 0:
             return StepLoad(0.0, 0.0, 0.0, 0.0, 0.0)
-        chunk = min(self.prompt, tokens)
+        chunk = min(self.prompt, tokens if piece is None else piece)
         prompts = tokens / chunk
         # A chunk sits on average in the middle of its prompt, and most tokens are those of long prompts.
         attended = tokens * self._windowed(self.prompt_seen)
@@ -195,9 +195,24 @@ def mix_of(traffic: Traffic, concurrency: float, depth: int) -> Mix:
     # leave of the budget is the most.
     chunk = min(traffic.token_budget - decoding, max(dealt, prompt_tokens))
     plain = traffic.decode_load(decoding)
-    mixed = plain.plus(traffic.prefill_load(chunk))
+    # A chunk that the budget cuts short counts as its part of a whole one. It reads its prompt's keys once more,
+    # which is a percent or two; but so more sequences could serve less by as much, and bounds need that none does.
+    mixed = plain.plus(traffic.prefill_load(chunk, max(chunk, dealt)))
     share = min(1.0, prompt_tokens / chunk)
     return Mix(plain, mixed, share, _held(share, in_flight), in_flight, cycles, running)
+
+
+@lru_cache(maxsize=1 << 16)
+def best_mix(traffic: Traffic, low: int, high: int, depth: int) -> Mix:
+    """Steps whose stage times are optimistic for every number of sequences from ``low`` to ``high``.
+
+    With more sequences a step costs less for each. Only where there are fewer than stages, each step has one, and
+    with more of them in flight more are held up: there the fewest are held up least.
+    """
+    mix = mix_of(traffic, float(high), depth)
+    if low >= min(depth, high):
+        return mix
+    return replace(mix, held_share=_held(mix.mixed_share, float(max(1, low))))
 
 
 def _held(share: float, in_flight: float) -> float:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hexgen.scheduler.columns.classes import Classes
 from hexgen.scheduler.cost import StageProfile, end_index
 from hexgen.scheduler.layers import tokens_for
-from hexgen.scheduler.traffic import Mix, Traffic, mix_of
+from hexgen.scheduler.traffic import Mix, Traffic, best_mix, mix_of
 
 Floats = npt.NDArray[np.float64]
 _LINEAR = 1e-9  # relative: second differences below it are rounding
@@ -39,10 +39,11 @@ def make_load(
 
     Memory is that of the fewest. With the same layers a pipeline never serves less for having more sequences (a
     step's seconds grow no faster than its sequences: weights are read once), so times and value are those of the
-    most. Under ``limited``, where fewer sequences keep limits that more break, times are those of the fewest.
+    most (but see `best_mix`). Under ``limited``, where fewer sequences keep limits that more break, times are
+    those of the fewest.
     """
     most = mix_of(traffic, float(high), depth)
-    mix = mix_of(traffic, float(low), depth) if limited else most
+    mix = mix_of(traffic, float(low), depth) if limited else best_mix(traffic, low, high, depth)
     tokens = tokens_for(low, traffic)
     rows: dict[int, tuple[Floats, Floats, Floats, float]] = {}
     for group in classes.types:
