@@ -32,6 +32,12 @@ def _moves(shape: Shape, kinds: Sequence[Kind]) -> Iterator[list[Range]]:
     # Equal ranges of a kind are alike, whichever of them changes: the last one does.
     last = {part: i for i, part in enumerate(shape)}
     places = sorted(last.values())
+    for number, kind in enumerate(kinds):  # machines that have nothing to do take layers from another range
+        spare = min(MOST_LANES, len(kind.groups) - used[number])
+        for alike in sorted({1, spare}) if spare > 0 else ():
+            for i in places:
+                for layers in sorted({1, min(kind.most_layers, shape[i].layers)}):
+                    yield [*_with(shape, {i: _grown(shape[i], -layers, 0)}), Range(number, layers, alike)]
     for i in places:
         part = shape[i]
         spare = len(kinds[part.kind].groups) - used[part.kind]
