@@ -119,8 +119,8 @@ def test_published_clusters_are_planned_close_to_their_bound(name: str, gap: flo
 
 
 def test_listed_pipelines_serve_no_more_than_listed() -> None:
-    """Two to four wide stages over regions: their bounds hold, and are close."""
-    cluster = load_cluster(SPECS / "hexgen-half30.yaml")
+    """Their bounds hold, and are close."""
+    cluster = load_cluster(SPECS / "hexgen-asym-example8.yaml")
     task = make_task(cluster, load_model("llama-2-70b"), None, "throughput", None, 0, "auto", None)
     solver = solver_for(task, cluster.nodes, "throughput")
     classes = Classes(solver.topology, solver.cost)
@@ -128,7 +128,7 @@ def test_listed_pipelines_serve_no_more_than_listed() -> None:
     listed = pricer.listed(np.full(len(classes.types), 1e-3), 0.0)
     assert {len(found.types) for found in listed} >= {2, 3, 4}
     over: list[float] = []
-    for found in random.Random(0).sample(listed, 120):
+    for found in random.Random(0).sample(listed, 100):
         groups = typical(classes, found.types, found.pool)
         solution = solver.best(groups) if groups else None
         if solution is not None:
