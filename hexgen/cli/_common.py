@@ -79,10 +79,20 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.on_stop: Callable[[], None] | None = None
+        self._on_stop: Callable[[], None] | None = None
         self._shielded = False
         self._ended_by: BaseException | None = None  # what a signal raised
         self._before: dict[int, Any] = {}
+
+    @property
+    def on_stop(self) -> Callable[[], None] | None:
+        return self._on_stop
+
+    @on_stop.setter
+    def on_stop(self, stop: Callable[[], None] | None) -> None:
+        if self._ended_by is not None:
+            raise self._ended_by  # a library lost it, and went on
+        self._on_stop = stop
 
     def shield(self) -> None:
         """From here on things are ended anyway."""
