@@ -69,9 +69,8 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
     try:
         for turn in range(_TURNS):
             tell(bound, "packing")
-            found = pack(
-                solver, effort if turn == 0 and not joined else _PACK_ONLY, lambda proven: tell(proven, "proving")
-            )
+            now = effort if turn == 0 and not joined else replace(_PACK_ONLY, deadline=task.deadline)
+            found = pack(solver, now, lambda proven: tell(proven, "proving"))
             bound = min(bound, found.bound)
             before = best.value
             if found.partition is not None and found.partition.value > best.value:

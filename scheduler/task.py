@@ -109,6 +109,7 @@ def make_task(
         deadline,
         time_limit_s is not None,
         cost_table,
+        progress=progress,
         unreachable=unreachable,
     )
 

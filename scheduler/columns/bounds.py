@@ -45,6 +45,7 @@ class Bounds:
         every = (*classes.pools, classes.everything)
         self._available = np.array([pool.available for pool in every], dtype=np.float64).T
         self._devices = np.array([classes.devices(pool) for pool in every]).T
+        self.usable = self._available > 0  # [types, pools]
         self.work = 0.0
 
     def anywhere(self, depth: int, load: Load, cycles: Cycles, cost: Floats, floor: float) -> float:

@@ -24,7 +24,8 @@ Floats = npt.NDArray[np.float64]
 
 _MOST_SITES = 32  # classes kept apart by place; beyond that equal nodes of all places are one class (a relaxation)
 _MANY_DEVICES = 16  # of one node: beyond that only these widths, and the whole node
-_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+_WIDTHS = ((1, 2, 3, 4, 6, 8, 12, 16), (1, 2, 4, 8, 16), (1, 4, 16), (1,))  # the first set with few patterns
+_MOST_PATTERNS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,7 @@ class Classes:
     def _node_class(self, places: tuple[int, ...]) -> NodeClass:
         node = self.topology.nodes[places[0]]
         widest = min(node.count, self.cost.model.heads)
-        every = range(1, widest + 1) if node.count <= _MANY_DEVICES else sorted({*_WIDTHS, widest})
-        widths = tuple(width for width in every if width <= widest)
+        widths = tuple(range(1, widest + 1)) if node.count <= _MANY_DEVICES else _few_widths(node.count, widest)
         patterns = _patterns(node.count, widths)
         return NodeClass(node.count, places, widths, patterns, node.price_usd_h or 0.0)
 
@@ -158,6 +158,14 @@ class Classes:
         for place in places:
             counts[self.class_of[place]] += 1
         return tuple(counts[t.node_class] * (self.nodes[t.node_class].count // t.width) for t in self.types)
+
+
+def _few_widths(count: int, widest: int) -> tuple[int, ...]:
+    for widths in _WIDTHS:
+        chosen = tuple(sorted({*(width for width in widths if width <= widest), widest}))
+        if len(_patterns(count, chosen)) <= _MOST_PATTERNS:
+            return chosen
+    return _WIDTHS[-1]
 
 
 @lru_cache(maxsize=256)

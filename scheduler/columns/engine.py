@@ -21,6 +21,7 @@ from hexgen.scheduler.solver import RouteSolver, Solution
 _FLOORS = (1.03, 1.01, 1.002)
 _A_ROUND = 8  # pipelines that a round adds
 _FOR_FINDING, _FOR_PROVING = 0.6, 0.9  # of the time, when they end; the rest is for the choice in whole numbers
+_LEAST_S = 0.5  # that the choice is given, where any time is left
 _MOST_COLUMNS = 1500  # in the whole-numbered program: the best for their price
 
 Note = Callable[[float], None]  # told the bound so far
@@ -49,6 +50,10 @@ class Effort:
         """When that part of the time that is left will have passed, on the same clock."""
         now = time.monotonic()
         return None if self.deadline is None else now + (self.deadline - now) * part
+
+    def seconds(self) -> float | None:
+        """That are left; None where there is no deadline."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
 class _Columns:
@@ -137,14 +142,15 @@ def pack(solver: RouteSolver, effort: Effort, note: Note | None = None, *, whole
                 break
         for pipeline in found:
             columns.priced(pipeline)
-    if effort.rounds and floor < len(_FLOORS) and columns.all:
+    late = proving is not None and time.monotonic() >= proving
+    if effort.rounds and floor < len(_FLOORS) and columns.all and not late:
         relaxed = relax(classes, columns.all, nodes)
         factor, found = pricer.prove(relaxed.prices, _FLOORS[floor], columns.known, proving)
         bound = min(bound, factor * _worth(relaxed, nodes))
         for pipeline in found:
             columns.priced(pipeline)
     proven = bound if _complete(classes, solver) else math.inf
-    packing = _packing(classes, columns.all, solver, nodes) if whole else None
+    packing = _packing(classes, columns.all, solver, nodes, effort.seconds()) if whole else None
     return Packed(packing, proven, done)
 
 
@@ -160,15 +166,17 @@ def _complete(classes: Classes, solver: RouteSolver) -> bool:
 
 
 def _packing(
-    classes: Classes, columns: Sequence[Column], solver: RouteSolver, nodes: Sequence[int]
+    classes: Classes, columns: Sequence[Column], solver: RouteSolver, nodes: Sequence[int], seconds: float | None
 ) -> Partition | None:
-    if not columns:
+    if not columns or seconds == 0:
         return None
     if len(columns) > _MOST_COLUMNS:
         prices = relax(classes, columns, nodes).prices
         worth = {column: column.value / sum(prices[t] * n for t, n in column.uses) for column in columns}
         columns = sorted(columns, key=lambda column: -worth[column])[:_MOST_COLUMNS]
-    pipelines, spare = place(classes, columns, choose(classes, columns, nodes))
+    pipelines, spare = place(
+        classes, columns, choose(classes, columns, nodes, None if seconds is None else max(_LEAST_S, seconds))
+    )
     routes: list[Solution] = []
     for groups in pipelines:
         solution = solver.best(groups)

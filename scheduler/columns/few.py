@@ -7,6 +7,7 @@ sequences by itself) when a price asks for it, and never again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -50,18 +51,26 @@ class Few:
         self.classes, self.layers, self.most, self._loads = classes, layers, most_sequences, loads
         self.depth = _deepest(len(classes.types), layers)
         self.work = 0.0
-        self._listed: list[_Listed] | None = None
+        self._lists: list[_Listed | None] = []  # of 2 stages, of 3, ...; None: no pool holds any
 
-    def over(self, cost: Floats, floor: float) -> list[tuple[float, tuple[int, ...], int]]:
-        """(Value over price at most, types, number of a pool) of those above ``floor``, best first."""
-        if self._listed is None:
-            lists = [self._list(depth) for depth in range(2, self.depth + 1)]
-            self._listed = [listed for listed in lists if listed is not None]
+    def over(
+        self, cost: Floats, floor: float, until: float | None
+    ) -> list[tuple[float, tuple[int, ...], int]] | None:
+        """(Value over price at most, types, number of a pool) of those above ``floor``, best first.
+
+        ``until``: of time.monotonic(); None where that came before all were listed.
+        """
+        for depth in range(2 + len(self._lists), self.depth + 1):
+            if until is not None and time.monotonic() >= until:
+                return None
+            self._lists.append(self._list(depth))
         found: list[tuple[float, tuple[int, ...], int]] = []
-        for listed in self._listed:
+        for listed in self._lists:
+            if listed is None:
+                continue
             price = cost[listed.types].sum(axis=1)
             rows = np.flatnonzero((listed.value > floor * price) & ~listed.close)
-            if len(rows):
+            if len(rows) and (until is None or time.monotonic() < until):
                 self._look_closely(listed, rows, floor * price[rows])
             for i in np.flatnonzero(listed.value > floor * price):
                 types = tuple(int(t) for t in listed.types[i])

@@ -29,7 +29,8 @@ from hexgen.scheduler.columns.few import Few
 from hexgen.scheduler.columns.loads import Load, make_load
 from hexgen.scheduler.columns.pools import Pool
 from hexgen.scheduler.columns.relaxed import LEAST_PRICE
-from hexgen.scheduler.columns.whole import best_whole
+from hexgen.scheduler.columns.small import MOST_STAGES
+from hexgen.scheduler.columns.whole import best_whole, unlimited
 from hexgen.scheduler.traffic import Traffic
 
 Floats = npt.NDArray[np.float64]
@@ -108,7 +109,7 @@ class Pricer:
         """
         cost, self._until = np.maximum(np.asarray(prices, dtype=np.float64), LEAST_PRICE), until
         floor, few = self._best_few(cost, floor, known)
-        if few:
+        if few or math.isinf(floor):
             return math.inf, few[:wanted]
         likely = sorted(self.boxes, key=lambda box: -box.bound)[:_LIKELY]
         if likely and likely[0].bound > 0:
@@ -127,20 +128,30 @@ class Pricer:
         """The same for the bound's sake: as close to ``floor`` as what is left of the work and the time allows."""
         cost, self._until = np.maximum(np.asarray(prices, dtype=np.float64), LEAST_PRICE), until
         floor, few = self._best_few(cost, floor, known)
+        if math.isinf(floor):
+            return math.inf, []
         factor, found = self._search(self.boxes, cost, max([floor, *(p.ratio for p in few)]), known, None)
         return factor, [*few, *found]
 
-    def listed(self, cost: Floats, floor: float) -> list[Priced]:
-        """The pipelines of few stages that may be worth more than ``floor`` times their price, best first."""
-        over = self._few.over(cost, floor) if self._few is not None else []
+    def listed(self, cost: Floats, floor: float) -> list[Priced] | None:
+        """The pipelines of few stages that may be worth more than ``floor`` times their price, best first.
+
+        None where there was no time to list them.
+        """
+        over = self._few.over(cost, floor, self._until) if self._few is not None else []
+        if over is None:
+            return None
         return [Priced(types, self.classes.pools[pool], ratio) for ratio, types, pool in over]
 
     def _best_few(
         self, cost: Floats, floor: float, known: Callable[[tuple[int, ...]], bool]
     ) -> tuple[float, list[Priced]]:
         """The floor that the known ones of them leave (see `_search`), and those above it that are not known."""
+        listed = self.listed(cost, floor)
+        if listed is None:
+            return math.inf, []
         found: list[Priced] = []
-        for priced in self.listed(cost, floor):
+        for priced in listed:
             if known(priced.types):
                 floor = max(floor, priced.ratio)
             else:
@@ -280,6 +291,13 @@ class Pricer:
         cycles = self._allowed_cycles(load, fine(load))
         best: Priced | None = None
         spots, ratios = self._bounds.finely(box.depth, load, cycles, cost, floor)
+        if len(spots) and box.depth > MOST_STAGES:
+            usable = self._bounds.usable[:, spots.pool]
+            price = unlimited(box.depth, self.layers, load, spots.cycles, cost, usable)
+            ratios = np.minimum(ratios, load.value / spots.cycles.start / np.maximum(price, LEAST_PRICE))
+            self._bounds.work += len(cost) * len(spots) * box.depth
+            rows = np.flatnonzero(ratios > floor * (1 + _SAME))
+            spots, ratios = spots.only(rows), ratios[rows]
         for number, pool in enumerate(self.classes.pools):
             rows = np.flatnonzero(spots.pool == number)
             if len(rows) == 0:

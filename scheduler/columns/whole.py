@@ -26,6 +26,31 @@ class Whole:
     knapsacks: int
 
 
+def unlimited(
+    depth: int, layers: int, load: Load, cycles: Cycles, cost: Floats, usable: npt.NDArray[np.bool_]
+) -> Floats:
+    """[spots]: no pipeline is cheaper in whole layers, were every group that is there at all there often enough.
+
+    ``usable``: [types, spots]. Dynamic programming over stages and layers, for all spots at once.
+    """
+    first, middle, last = (layers_within(row, cycles.held) for row in (load.first, load.middle, load.last))
+    left = np.arange(layers + 1)
+    # price[spot, l]: the cheapest stages so far that leave at most l layers to the others.
+    price = np.where(left == layers, 0.0, np.inf) * np.ones((len(cycles), 1))
+    for stage in range(depth):
+        holds = first if stage == 0 else last if stage == depth - 1 else middle
+        best = np.full_like(price, np.inf)
+        for kind in np.flatnonzero((usable & (holds > 0)).any(axis=1)):
+            held = holds[kind].astype(np.int64)[:, None]
+            # To leave l layers, l + held may be left before; none at all after as many as are left or more.
+            before = np.minimum(left + held, layers)
+            found = np.take_along_axis(price, before, axis=1) + cost[kind]
+            found[~(usable[kind] & (holds[kind] > 0))] = np.inf
+            np.minimum(best, found, out=best)
+        price = best
+    return price[:, 0]
+
+
 def best_whole(
     depth: int,
     layers: int,
