@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from hexgen.errors import HexgenError
@@ -15,6 +16,7 @@ from hexgen.scheduler.task import Task
 from hexgen.workload import Slo
 
 _FINISHED = 8  # shapes whose plans are made and predicted
+_FINISHED_APART = 160  # where each route's steps are apart: the search goes by merged ones and ranks otherwise
 _MOST_MACHINES = 256
 _AS_QUICK = 1.01
 
@@ -28,9 +30,12 @@ def best_lanes(task: Task, objective: str = "throughput") -> Plan | None:
     limited = objective in ("slo", "cost") and task.workload.slo != Slo()
     points = sorted(_points(task, limited), key=lambda point: -point.pace.requests_s)
     near = [point for point in points if point.pace.requests_s >= NEAR * points[0].pace.requests_s]
-    tried = dict.fromkeys([*points[:_FINISHED], *sorted(near, key=lambda point: point.pace.trip_s)[:_FINISHED]])
+    number = _FINISHED if all(point.space.merges for point in points) else _FINISHED_APART
+    tried = dict.fromkeys([*points[:number], *sorted(near, key=lambda point: point.pace.trip_s)[:number]])
     made: list[tuple[float, float, Plan]] = []
     for point in tried:
+        if made and task.deadline is not None and time.monotonic() > task.deadline:
+            break
         try:
             plan = point.plan(task, objective)
         except HexgenError:

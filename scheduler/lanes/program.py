@@ -127,9 +127,10 @@ class Program:
         for stages in self._stages:
             ahead = np.tile(_AHEAD, (len(stages), 1))
             trip = np.zeros_like(ahead)
-            for stage in stages.T:
+            for i, stage in enumerate(stages.T):
                 # Dealt out anew among the range's lanes, a decode keeps one in so many of the prompts before it.
-                ahead *= self._thin[stage][:, None]
+                if i == 0 or self.space.merges:
+                    ahead *= self._thin[stage][:, None]
                 behind = 1 - np.exp(-SPREAD * (ahead + adds[stage][:, None] / 2))
                 trip += own[stage][:, None] + prompts[stage][:, None] * behind
                 ahead += adds[stage][:, None]

@@ -39,6 +39,12 @@ class Space:
     kinds: tuple[Kind, ...]
     links: dict[tuple[int, int], Link | None] = field(default_factory=dict, compare=False)  # once asked for
 
+    @property
+    def merges(self) -> bool:
+        """Whether a machine's batches take in what comes by any route: else each route more is a batch more."""
+        table = self.solver.cost.table
+        return table is None or table.holds_kv
+
     def link(self, a: int, b: int) -> Link | None:
         """The link that any two machines of these kinds have; None where they have several sorts."""
         if (a, b) not in self.links:
@@ -122,6 +128,8 @@ def _extent(lanes: tuple[int, ...], deals: int) -> tuple[int, Fraction]:
 
 def most_deals(space: Space, shape: Shape) -> int:
     """The most sides that leave few enough routes, each roomy enough for long requests; 1 at least."""
+    if not space.merges:
+        return 1
     lanes = tuple(part.lanes for part in shape)
     model, engine = space.solver.cost.model, space.solver.cost.engine
     longest = min(engine.max_context or model.max_context, model.max_context)
