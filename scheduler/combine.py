@@ -25,7 +25,8 @@ _USUAL = Effort(rounds=30, looks=500, work=1e7)
 _PROOF = Effort(rounds=300, looks=20_000, work=4e9)
 _PACK_ONLY = Effort(rounds=0, looks=0, work=0.0)
 _MANY_DEVICES = 160  # beyond this many, pricing only where time was given for it
-_FOR_LOCAL_SEARCH = 0.4  # of the time that is left, at most; the rest is for packing and its proof
+_FOR_LOCAL_SEARCH = 0.3  # of the time that is left, at most; then breeding; the rest is for packing and its proof
+_FOR_BREEDING = 0.2
 _GENES, _MORE_GENES = (20, 20), (100, 300)  # population and generations: usually, and where time was given
 _GENES_DEVICES = 24  # the most, unless time was given
 _FEW = 6  # kinds of regions: where there are more, each gets regular starts only
@@ -108,7 +109,7 @@ def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     # With one device a node there are no widths to try, and breeding costs little.
     cheap = all(node.count == 1 for node in solver.topology.nodes)
     population, generations = _MORE_GENES if task.time_limited or cheap else _GENES
-    late = _share_of(task.deadline, time.monotonic())
+    late = _share_of(task.deadline, time.monotonic(), _FOR_BREEDING)
     bred = genetic(solver, task.seed, late, population=population, generations=generations)
     return bred if bred is not None and bred.value > first.value else first
 
@@ -151,8 +152,8 @@ def _part(solver: RouteSolver, places: Places) -> RouteSolver:
     return RouteSolver(topology, solver.cost, solver.traffic, solver.goal, exhaustive=solver.exhaustive)
 
 
-def _share_of(deadline: float | None, now: float) -> float | None:
-    return None if deadline is None else now + (deadline - now) * _FOR_LOCAL_SEARCH
+def _share_of(deadline: float | None, now: float, share: float = _FOR_LOCAL_SEARCH) -> float | None:
+    return None if deadline is None else now + (deadline - now) * share
 
 
 def _effort(task: Task, devices: int) -> Effort:

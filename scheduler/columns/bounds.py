@@ -46,6 +46,8 @@ class Bounds:
         self._available = np.array([pool.available for pool in every], dtype=np.float64).T
         self._devices = np.array([classes.devices(pool) for pool in every]).T
         self.usable = self._available > 0  # [types, pools]
+        longer = [classes.longer_hops(pool) for pool in every]
+        self._hop_delay_s, self._hop_token_s = (np.array([hop[i] for hop in longer]).T for i in range(2))
         self.work = 0.0
 
     def anywhere(self, depth: int, load: Load, cycles: Cycles, cost: Floats, floor: float) -> float:
@@ -97,6 +99,9 @@ class Bounds:
         inside = np.flatnonzero(shortest <= spots.cycles.end)
         if len(inside) == 0:
             return ratios
+        hop_s = np.where(self.usable, self._hop_delay_s + load.tokens * self._hop_token_s, 0.0)
+        # The first stage and those behind a crossing are not reached by such a hop.
+        free_s = np.array([1 + pool.crossings for pool in every]) * hop_s.max(axis=0)
         self.work += len(cost) * len(inside) * (_THOROUGH if thorough else 1)
         cycles, pool, value = spots.cycles.only(inside), spots.pool[inside], load.value / shortest[inside]
         knapsacks = Knapsacks(
@@ -105,10 +110,10 @@ class Bounds:
             np.minimum(self._available, depth)[:, pool],
             depth,
             self.layers,
-            np.where(np.isfinite(load.middle[:, 1]), load.middle[:, 1], 0.0),
+            np.where(np.isfinite(load.middle[:, 1]), load.middle[:, 1], 0.0)[:, None] + hop_s[:, pool],
             load.slope_s,
             # The round trip may take until the interval's end.
-            load.in_flight * np.minimum(cycles.end, _FOREVER_S) - travel[pool],
+            load.in_flight * np.minimum(cycles.end, _FOREVER_S) - (travel - free_s)[pool],
             self.classes.member,
             self._devices[:, pool],
             value / floor,

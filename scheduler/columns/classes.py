@@ -69,12 +69,23 @@ class Classes:
         )
         self.index = {(t.node_class, t.width): i for i, t in enumerate(self.types)}
         self.links = Links(cost, [t.profile for t in self.types])
+        self._beside = self._between_nodes()
         self.pools: tuple[Pool, ...] = self._pools()
         self.everything = least_of(self.pools)
         self.member = np.zeros((len(self.nodes), len(self.types)))  # devices a group takes: [classes, types]
         for i, group in enumerate(self.types):
             self.member[group.node_class, i] = group.width
+        hops = [self._hop(group) for group in self.types]
+        self.hop_delay_s = np.array([hop[0] for hop in hops])  # [types]: of any hop to such a group, at least
+        self.hop_token_s = np.array([hop[1] for hop in hops])
         self._devices: dict[Pool, Floats] = {}
+
+    def longer_hops(self, pool: Pool) -> tuple[Floats, Floats]:
+        """By how much a hop to a group of each type takes longer than the pool's shortest: delay and s/token."""
+        return (
+            np.maximum(self.hop_delay_s - pool.hop_delay_s, 0.0),
+            np.maximum(self.hop_token_s - pool.hop_token_s, 0.0),
+        )
 
     def devices(self, pool: Pool) -> Floats:
         """Devices of each class in the pool; at least one, so that they can be divided by: [classes]."""
@@ -152,6 +163,29 @@ class Classes:
                 found.add(self.topology.link(seen[area], place))
             seen.setdefault(area, place)
         return found
+
+    def _between_nodes(self) -> dict[str, Link]:
+        """The link between nodes of each area that has several."""
+        first: dict[str, int] = {}
+        found: dict[str, Link] = {}
+        for place, area in enumerate(self.topology.areas):
+            if area in first and area not in found:
+                found[area] = self.topology.link(first[area], place)
+            first.setdefault(area, place)
+        return found
+
+    def _hop(self, group: GroupType) -> tuple[float, float]:
+        """A group with its node to itself is reached from another node: least delay and seconds a token."""
+        node = self.nodes[group.node_class]
+        areas = {self.topology.areas[place] for place in node.places}
+        nearest = [self._beside.get(area) for area in areas]
+        links = [link for link in nearest if link is not None]
+        if node.count >= 2 * group.width:
+            links.append(self.topology.nodes[node.places[0]].link)
+        if not links or len(nearest) > len([link for link in nearest if link is not None]):
+            return 0.0, 0.0  # alone in its area: reached by a crossing only
+        hops = [self.links.least(link) for link in links]
+        return min(hop.delay_s for hop in hops), min(hop.token_s for hop in hops)
 
     def _available(self, places: Sequence[int]) -> tuple[int, ...]:
         counts = [0] * len(self.nodes)

@@ -120,8 +120,10 @@ class Few:
             )
             pool[holds & (pool == len(classes.pools))] = number
             fixed = there.travel_s(depth, 0.0)
-            delay[holds] = np.minimum(delay[holds], fixed)
-            token[holds] = np.minimum(token[holds], there.travel_s(depth, 1.0) - fixed)
+            # The first stage and those behind a crossing are not reached by a hop of their area.
+            more = [_but_largest(hop_s[types[holds]], 1 + there.crossings) for hop_s in classes.longer_hops(there)]
+            delay[holds] = np.minimum(delay[holds], fixed + more[0])
+            token[holds] = np.minimum(token[holds], there.travel_s(depth, 1.0) - fixed + more[1])
             link[holds] = np.minimum(link[holds], there.link_s(depth, 1.0))
         rows = np.flatnonzero(pool < len(classes.pools))
         if len(rows) == 0:
@@ -179,6 +181,12 @@ def _deepest(types: int, layers: int) -> int:
             break
         depth += 1
     return depth
+
+
+def _but_largest(values: Floats, number: int) -> Floats:
+    """Sums of rows without their so many largest."""
+    found: Floats = np.sort(values, axis=1)[:, : max(0, values.shape[1] - number)].sum(axis=1)
+    return found
 
 
 def _at_ends(first: Ints, last: Ints) -> Ints:

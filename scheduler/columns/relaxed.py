@@ -35,7 +35,7 @@ class Knapsacks:
     available: Floats  # [types, spots]: at most ``depth``
     depth: int
     total: int  # layers
-    first_s: Floats  # [types]: busy seconds of one layer
+    first_s: Floats  # [types, spots]: busy seconds of one layer, and of the hop to the group
     slope_s: Floats | None  # [types]: of each further one; None where times are not linear
     spare_s: Floats  # [spots]: of the round trip, for busy seconds
     member: Floats  # [classes, types]: devices that a group takes of each class
@@ -47,6 +47,7 @@ class Knapsacks:
             self,
             layers=self.layers[:, rows],
             available=self.available[:, rows],
+            first_s=self.first_s[:, rows],
             spare_s=self.spare_s[rows],
             devices=self.devices[:, rows],
             target=self.target[rows],
@@ -134,7 +135,7 @@ class _Lines:
         if ratio and k.slope_s is not None:
             # A group takes all the layers it can where that pays, else one: the same along the whole ray.
             more = np.minimum((ratio * k.slope_s[:, None] - 1) * (k.layers - 1), 0.0)
-            slopes = ratio * k.first_s[:, None] - 1 + more
+            slopes = ratio * k.first_s - 1 + more
             self.constant = self.constant - ratio * k.spare_s
         self.slopes = np.where(self.counts > 0, slopes.T, 0.0)
         self.cost = np.where(self.counts > 0, k.cost, np.inf)
@@ -166,7 +167,7 @@ def _climbed(k: Knapsacks, counts: Floats, mu: Floats, nu: Floats) -> Floats:
         if slope is not None:
             pays = mu > nu * slope[:, None]
             held = np.where(pays, k.layers, 1.0)
-            seconds = k.first_s[:, None] + slope[:, None] * (held - 1)
+            seconds = k.first_s + slope[:, None] * (held - 1)
         values = k.cost[:, None] - mu * held + k.member.T @ theta
         if slope is not None:
             values = values + nu * seconds
