@@ -56,7 +56,7 @@ def test_every_source_compiles_for_every_card(nvrtc: Nvrtc) -> None:
     assert all_faults(nvrtc, instances) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("arch", LIMITS)
 def test_long_heads_keep_to_their_registers(nvrtc: Nvrtc, arch: int) -> None:
     """128 is what most models have, 256 what needs most registers; the other sizes once each."""

@@ -55,7 +55,7 @@ def test_attention_in_plain_arithmetic() -> None:
     attends(AttentionCase("float32", 16, page_size=3, window=70, query_heads=(3, 10)), 90)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arch", "dtype", "head_dim"),
     [
@@ -74,7 +74,7 @@ def test_attention_of_every_generation(arch: int, dtype: str, head_dim: int) -> 
     attends(dataclasses.replace(case, sequences=((200, 1), (0, 90)), seed=2), arch, slots=200)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("group", "page_size"), [(1, 16), (7, 1), (20, 64)])
 def test_attention_of_other_groups_and_pages(group: int, page_size: int) -> None:
     """More query heads on a KV head than a tile has rows; one; a page of one token."""
@@ -82,7 +82,7 @@ def test_attention_of_other_groups_and_pages(group: int, page_size: int) -> None
     attends(AttentionCase("float32", 64, group=group, query_heads=(0, 2 * group), page_size=page_size), 80)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_attention_of_a_tree() -> None:
     """Drafted tokens see the context, and of each other only their ancestors."""
     case = AttentionCase(sequences=((50, 20), (9, 3)), query_heads=(0, 4))
@@ -190,7 +190,7 @@ def test_candidates_are_the_samplers_keys() -> None:
         assert np.array_equal(np.sort(found, axis=1), np.sort(keys, axis=1)[:, 1000 - count :])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("variant", ["llama", "mistral", "qwen3"])
 def test_a_model_on_emulated_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
     """The CUDA path of the worker, launches and all, against transformers: the same tokens."""

@@ -82,7 +82,9 @@ def test_the_weights_of_all_ways_carry_the_max_flow(columns: list[list[float]]) 
     made = layered(columns)
     task = task_of(made)
     value = max_flow(*_space(made, task)).tokens_s
-    assert sum(_flows(*_flow_limits(made, task)) or ()) == pytest.approx(value, rel=1e-4)
+    assert sum(_flows(*_flow_limits(made, task)) or ()) == pytest.approx(
+        value, rel=2e-3
+    )  # paths of next to nothing are left out
 
 
 @settings(deadline=None, max_examples=25)
