@@ -101,29 +101,45 @@ def _device_type(name: str, section: Section) -> DeviceType:
         fp16 = section.get("fp16", _flops, base.fp16_flops)
         changed = fp16 != base.fp16_flops
         bf16 = section.get("bf16", _flops, fp16 if changed and base.bf16_flops else base.bf16_flops)
-        return DeviceType(
-            name=name,
-            memory_bytes=section.get("memory", _memory, base.memory_bytes),
-            bandwidth_bytes_s=section.get("bandwidth", _bandwidth, base.bandwidth_bytes_s),
-            fp16_flops=fp16,
-            bf16_flops=bf16,
-            fp32_flops=section.get("fp32", _flops, base.fp32_flops),
-            capability=capability,
-            kind=kind,
+        return _that_computes(
+            section,
+            DeviceType(
+                name=name,
+                memory_bytes=section.get("memory", _memory, base.memory_bytes),
+                bandwidth_bytes_s=section.get("bandwidth", _bandwidth, base.bandwidth_bytes_s),
+                fp16_flops=fp16,
+                bf16_flops=bf16,
+                fp32_flops=section.get("fp32", _flops, base.fp32_flops),
+                capability=capability,
+                kind=kind,
+            ),
         )
     fp16 = section.require("fp16", _flops)
     # bfloat16 units came with Ampere (8.0). A quarter of the tensor rate is typical of fp32 on ordinary units.
     has_bf16 = capability is None or not capability[0].isdigit() or float(capability) >= 8.0
-    return DeviceType(
-        name=name,
-        memory_bytes=section.require("memory", _memory),
-        bandwidth_bytes_s=section.require("bandwidth", _bandwidth),
-        fp16_flops=fp16,
-        bf16_flops=section.get("bf16", _flops, fp16 if has_bf16 else 0.0),
-        fp32_flops=section.get("fp32", _flops, fp16 / 4),
-        capability=capability,
-        kind=kind,
+    return _that_computes(
+        section,
+        DeviceType(
+            name=name,
+            memory_bytes=section.require("memory", _memory),
+            bandwidth_bytes_s=section.require("bandwidth", _bandwidth),
+            fp16_flops=fp16,
+            bf16_flops=section.get("bf16", _flops, fp16 if has_bf16 else 0.0),
+            fp32_flops=section.get("fp32", _flops, fp16 / 4),
+            capability=capability,
+            kind=kind,
+        ),
     )
+
+
+def _that_computes(section: Section, device: DeviceType) -> DeviceType:
+    if not max(device.fp16_flops, device.bf16_flops, device.fp32_flops) > 0:
+        raise SpecError(
+            "a device of no FLOP/s in any dtype computes nothing",
+            where=str(section.place),
+            remedy="give its fp16, or leave its nodes out",
+        )
+    return device
 
 
 def _kind_of(capability: str | None) -> str:

@@ -231,7 +231,7 @@ def _read_trace(path: Path, where: str) -> _Rows:
 def _column(rows: _Rows, names: tuple[str, ...], path: Path) -> list[float]:
     for name in names:
         if name in rows:
-            return [_cell(text, name, line, path) for line, text in rows.cells(name)]
+            return [_count(text, name, line, path) for line, text in rows.cells(name)]
     raise SpecError(
         f"the trace has none of the columns {', '.join(names)}",
         where=str(path),
@@ -243,6 +243,13 @@ def _cell(text: str, column: str, line: int, path: Path) -> float:
     if not _is_number(text):
         raise SpecError(f"line {line}: {column} is {text[:40]!r}, not a number", where=str(path))
     return float(text)
+
+
+def _count(text: str, column: str, line: int, path: Path) -> float:
+    value = _cell(text, column, line, path)
+    if value < 0:
+        raise SpecError(f"line {line}: {column} is {text[:40]!r}, less than nothing", where=str(path))
+    return value
 
 
 def _is_number(text: str) -> bool:

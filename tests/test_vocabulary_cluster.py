@@ -124,6 +124,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (lab(nodez=1), "unknown key 'nodez' (did you mean 'nodes'?)"),
     (node(device="T44"), "c.yaml: nodes[0].device: unknown device type 'T44' (did you mean T4"),
     (node(device=4), "c.yaml: nodes[0].device: must be text"),
+    (
+        node() | {"devices": {"T4": {"fp16": "0TFLOPS", "bf16": "0TFLOPS", "fp32": "0TFLOPS"}}},
+        "c.yaml: devices.T4: a device of no FLOP/s in any dtype computes nothing",
+    ),
     (node(name="a b"), "c.yaml: nodes[0].name: must be a name"),
     (node(name="a/b"), "nodes[0].name"),
     (node(cuont=2), "c.yaml: nodes[0]: unknown key 'cuont' (did you mean 'count'?)"),

@@ -73,6 +73,7 @@ def test_milliseconds(tmp_path: Path) -> None:
         ("prompt_tokens,output_tokens\n1,x\n", "line 2: outputtokens is 'x'"),
         ("prompt_tokens,output_tokens\n1,2\n1\n", "line 3 has 1 cells"),
         ("prompt_tokens,output_tokens\n1,nan\n", "not a number"),
+        ("prompt_tokens,output_tokens\n1,2\n-1,2\n", "line 3: prompttokens is '-1', less than nothing"),
         ("prompt_tokens,output_tokens\n0,0\n", "token counts"),
         ("prompt_tokens,output_tokens\n1e12,1\n", "token counts"),
     ],

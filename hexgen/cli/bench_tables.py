@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,11 +15,11 @@ from hexgen.bench.against import Comparison, Figure
 from hexgen.bench.causes import Finding
 from hexgen.bench.measures import NAMES, PERCENTILES, detail
 from hexgen.bench.run import Bench
+from hexgen.cli._common import tables_console
 from hexgen.cli.bench_request import BenchRequest, Load
 from hexgen.units import format_time
 from hexgen.workload import workload_to_dict
 
-_PIPED_WIDTH = 140
 _TITLES = {
     "ttft": "TTFT (first token)",
     "tpot": "TPOT (each further token)",
@@ -118,7 +117,7 @@ def _backend(asked: BenchRequest) -> str:
 
 
 def show(shown: Shown) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    console = tables_console()
     tables = [_rates(shown), _times(shown.bench)]
     if shown.bench.measures.reasons:
         tables.append(_failures(shown.bench))
