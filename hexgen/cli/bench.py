@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hexgen.cli._common import CostOption, JsonOption, WorkloadOption
+from hexgen.cli._load import BurstinessOption, ConcurrencyOption, TraceOption
 
 
 def bench_command(
@@ -22,16 +23,10 @@ def bench_command(
     rate: Annotated[
         str | None, typer.Option("--rate", help="Requests per second, or max (all at once); open loop.")
     ] = None,
-    burstiness: Annotated[
-        float, typer.Option("--burstiness", help="Shape of the gaps' gamma distribution; 1 is Poisson.")
-    ] = 1.0,
-    concurrency: Annotated[
-        int | None, typer.Option("--concurrency", help="A closed loop: so many requests at a time.")
-    ] = None,
+    burstiness: BurstinessOption = 1.0,
+    concurrency: ConcurrencyOption = None,
     workload: WorkloadOption = None,
-    trace: Annotated[
-        Path | None, typer.Option("--trace", help="Replay this .csv: times, prompt tokens, output tokens.")
-    ] = None,
+    trace: TraceOption = None,
     prompts: Annotated[
         Path | None,
         typer.Option("--prompts", help="A prompt a line, or .jsonl with prompt and output_tokens."),

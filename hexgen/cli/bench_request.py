@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from hexgen.bench.asks import (
 )
 from hexgen.bench.client import ServerFacts
 from hexgen.cli._common import given_text
+from hexgen.cli._load import rate_of
 from hexgen.errors import SpecError
 from hexgen.model import load_model
 from hexgen.plan import load_plan, resolve_cluster
@@ -146,7 +146,7 @@ def load_of(asked: BenchRequest, expected: Expected | None) -> Load:
         given = expected.cluster.workload
     workload = given or Workload()
     if asked.rate is not None:
-        workload = replace(workload, rate=_rate(asked.rate))
+        workload = replace(workload, rate=rate_of(asked.rate))
     slo = _slo(asked.goodput, workload.slo)
     trace = None
     if asked.trace is not None:
@@ -182,20 +182,6 @@ def shortened(requests: Requests, max_context: int) -> Requests:
     outputs = np.minimum(requests.output_tokens, np.maximum(outputs, max_context - requests.prompt_tokens))
     prompts = np.minimum(requests.prompt_tokens, np.maximum(1, max_context - outputs))
     return Requests(requests.arrival_s, prompts, np.minimum(outputs, np.maximum(1, max_context - prompts)))
-
-
-def _rate(text: str) -> float | Literal["max"]:
-    if text == "max":
-        return "max"
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise SpecError(
-            f"must be a positive number of requests per second, or max, not {text[:40]!r}", where="--rate"
-        )
-    return value
 
 
 def _slo(limits: tuple[str, ...], slo: Slo) -> Slo:

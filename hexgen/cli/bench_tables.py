@@ -16,6 +16,7 @@ from hexgen.bench.causes import Finding
 from hexgen.bench.measures import NAMES, PERCENTILES, detail
 from hexgen.bench.run import Bench
 from hexgen.cli._common import tables_console
+from hexgen.cli._load import without_nan
 from hexgen.cli.bench_request import BenchRequest, Load
 from hexgen.units import format_time
 from hexgen.workload import workload_to_dict
@@ -61,7 +62,7 @@ def as_object(shown: Shown, *, detailed: bool) -> dict[str, Any]:
         out |= detail(bench.outcome)
     if shown.comparison is not None:
         out["against"] = _comparison_object(shown.comparison, shown.findings, str(asked.against))
-    value: dict[str, Any] = _without_nan(out)
+    value: dict[str, Any] = without_nan(out)
     return value
 
 
@@ -97,14 +98,6 @@ def _comparison_object(found: Comparison, causes: tuple[Finding, ...], plan: str
 def _plain(figure: Figure, value: float) -> float:
     """Rates as they are, times in ms."""
     return value if figure.name in _RATES else value * 1e3
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _backend(asked: BenchRequest) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hexgen.cli._common import CostOption, JsonOption, WorkloadOption
+from hexgen.cli._load import BurstinessOption, ConcurrencyOption, TraceOption
 
 
 def simulate_command(
@@ -19,15 +20,9 @@ def simulate_command(
     requests: Annotated[
         int | None, typer.Option("--requests", help="How many; without a rate, all are there from the start.")
     ] = None,
-    burstiness: Annotated[
-        float, typer.Option("--burstiness", help="Shape of the gaps' gamma distribution; 1 is Poisson.")
-    ] = 1.0,
-    concurrency: Annotated[
-        int | None, typer.Option("--concurrency", help="A closed loop: so many requests at a time.")
-    ] = None,
-    trace: Annotated[
-        Path | None, typer.Option("--trace", help="Replay this .csv: times, prompt tokens, output tokens.")
-    ] = None,
+    burstiness: BurstinessOption = 1.0,
+    concurrency: ConcurrencyOption = None,
+    trace: TraceOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals and lengths.")] = 0,
     warmup: Annotated[float, typer.Option("--warmup", help="Seconds before figures are counted.")] = 0.0,
     until: Annotated[

@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from hexgen.cli._common import given_text
+from hexgen.cli._load import rate_of
 from hexgen.cli.simulate_tables import Simulated, as_object, show
 from hexgen.cluster import Cluster
 from hexgen.errors import SpecError
@@ -106,7 +107,7 @@ def _read(asked: SimulateRequest) -> _Input:
     if asked.trace is not None:
         workload = _like(replay(asked.trace, limit=asked.requests), workload.slo)
     if asked.rate is not None:
-        workload = replace(workload, rate=_rate(asked.rate))
+        workload = replace(workload, rate=rate_of(asked.rate))
     mean = workload.prompt_tokens.mean + workload.output_tokens.mean
     if mean > limit:
         raise SpecError(
@@ -192,17 +193,3 @@ def _check(asked: SimulateRequest) -> None:
         )
     if asked.trace is not None and not asked.trace.is_file():
         raise SpecError("there is no such file", where=str(asked.trace), remedy="name a .csv of requests")
-
-
-def _rate(text: str) -> float | Literal["max"]:
-    if text == "max":
-        return "max"
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise SpecError(
-            f"must be a positive number of requests per second, or max, not {text[:40]!r}", where="--rate"
-        )
-    return value

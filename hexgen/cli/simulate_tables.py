@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from hexgen.cli._common import tables_console
+from hexgen.cli._load import without_nan
 from hexgen.plan import Plan, Prediction
 from hexgen.scheduler.simulation import SimulationResult
 from hexgen.scheduler.simulation.result import PERCENTILES
@@ -53,7 +54,7 @@ def as_object(found: Simulated) -> dict[str, Any]:
     }
     out["stages"] = [{"stage": name, "busy": busy} for name, busy in result.stage_busy.items()]
     out["routes"] = [_route(found, number) for number in range(len(found.plan.routes))]
-    value: dict[str, Any] = _without_nan(out)
+    value: dict[str, Any] = without_nan(out)
     return value
 
 
@@ -68,14 +69,6 @@ def _route(found: Simulated, number: int) -> dict[str, Any]:
         "kv_used_peak": float(used.max()) if used.size else math.nan,
         "running_mean": float(running.mean()) if running.size else math.nan,
     }
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(found: Simulated) -> None:
