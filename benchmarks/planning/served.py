@@ -86,7 +86,9 @@ def judge(asked: Case, settings: Settings) -> CaseResult:
         usd_per_million(told.price_usd_h, mine.tokens_s),
         f"{len(planned.plan.stages)} stages, {len(planned.plan.routes)} routes; {told.bottleneck}",
     )
-    task = make_task(asked.cluster, asked.model, asked.workload, "throughput", None, 0, "auto", None)
+    # The engine's options are ours to choose, for everybody: ratios compare placements.
+    options = planned.plan.engine
+    task = make_task(asked.cluster, asked.model, asked.workload, "throughput", None, 0, "auto", options)
     others = []
     known = [(planned.plan, mine)]
     for baseline in baselines(task, "throughput", settings.baseline_seconds):
