@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from hexgen.errors import InfeasibleError, SpecError
 from hexgen.plan import Plan
+from hexgen.scheduler.baselines.symmetric import symmetric
 from hexgen.scheduler.best import Found, best_on_nodes, bounded, finish
 from hexgen.scheduler.simulation import Requests, attainment_curve, carries, largest_rate, requests_of
 from hexgen.scheduler.subsets import plan_within_price
@@ -58,12 +59,18 @@ def best_for_slo(task: Task, candidates: Sequence[Plan]) -> Plan:
 
 
 def other_candidates(task: Task, made: Plan) -> Iterator[Plan]:
-    """Plans that may beat ``made``, which is the best by means: for tighter limits, for throughput, for latency.
+    """Plans that may beat ``made``, which is the best by means: regular ones, for tighter limits, for throughput,
+    for latency.
 
     Quick searches; none after the deadline.
     """
     quick = dataclasses.replace(task, quick=True, engine="heuristic")
     bound = math.inf if made.predicted is None else made.predicted.upper_bound_tokens_s or math.inf
+    if not _late(task) and sum(node.count for node in task.cluster.nodes) <= _MANY_DEVICES:
+        # Equal stages leave no bubbles, which means do not see and limits on 99 % do.
+        regular = symmetric(task, "slo").plan
+        if regular is not None:
+            yield bounded(regular, bound)
     for found in _founds(quick):
         if found is not None:
             yield bounded(found.emit(task, "slo"), bound)

@@ -40,6 +40,10 @@ def lab_command(
         from hexgen.cluster import load_cluster
 
         described = load_cluster(cluster)
+    if command:
+        from hexgen.lab.command import check_found
+
+        check_found(command[0])
     check_machine()
     groups = find_groups()
     found = clean_dead(groups)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
@@ -16,7 +18,6 @@ from hexgen.lab.namespaces import Door
 # After SIGTERM: as long as `hexgen serve` takes to let running requests end and to stop its workers.
 STOP_GRACE_S = 45.0
 _POLL_S = 0.1
-_NOT_FOUND = 127
 
 
 class Signals:
@@ -57,8 +58,8 @@ def run(door: Door, command: Sequence[str], environment: Mapping[str, str], sign
         watch: Callable[[], None]) -> int:  # fmt: skip
     """Run ``command`` to its end; its exit status as a shell would say it. ``watch`` is called now and then.
 
-    A terminal's Ctrl-C reaches the command by itself. A signal to us alone is passed on; a command that goes on
-    for ``STOP_GRACE_S`` after SIGTERM or SIGHUP is left to the clean-up, which kills it.
+    A terminal's Ctrl-C reaches the command by itself, and need not mean its end. A signal to us alone is passed
+    on; a command that goes on for ``STOP_GRACE_S`` after that is left to the clean-up, which kills it.
     """
     deadline: float | None = None
     terminal = any(os.isatty(descriptor) for descriptor in (0, 1, 2))
@@ -70,7 +71,7 @@ def run(door: Door, command: Sequence[str], environment: Mapping[str, str], sign
             return
         if process.poll() is None:
             process.send_signal(number)
-        if number != signal.SIGINT and deadline is None:
+        if deadline is None:
             deadline = time.monotonic() + STOP_GRACE_S
 
     signals.pass_on = pass_on
@@ -87,13 +88,20 @@ def run(door: Door, command: Sequence[str], environment: Mapping[str, str], sign
     finally:
         signals.shielded = True
         signals.pass_on = None
-    if status == _NOT_FOUND and signals.received is None:
-        raise SpecError(f"the command {command[0]!r} was not found", remedy="give its path, or put it on PATH")
     return status if status >= 0 else 128 - status
 
 
-def command_environment(executable: str, additions: Mapping[str, str]) -> dict[str, str]:
+def check_found(name: str) -> None:
+    """Before anything is built. Raises ``SpecError``."""
+    if shutil.which(name, path=_path()) is None:
+        raise SpecError(f"the command {name!r} was not found", remedy="give its path, or put it on PATH")
+
+
+def command_environment(additions: Mapping[str, str]) -> dict[str, str]:
     """Ours, with ``additions``; the ``hexgen`` that made the lab is the first that the command finds."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    folders = [os.path.dirname(executable), environment.get("PATH", os.defpath)]
-    return environment | {"PATH": os.pathsep.join(folders)} | dict(additions)
+    return environment | {"PATH": _path()} | dict(additions)
+
+
+def _path() -> str:
+    return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])

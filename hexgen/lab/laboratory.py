@@ -102,7 +102,7 @@ class Laboratory:
 
     def start(self, node: str, command: Sequence[str], *, stdout: int | None = None) -> subprocess.Popen[bytes]:
         """A process on ``node``, under its limits."""
-        environment = command_environment(sys.executable, self.environment(node))
+        environment = command_environment(self.environment(node))
         return subprocess.Popen(self.door(node).command(command), env=environment, stdout=stdout)
 
     def run(self, command: Sequence[str], signals: Signals) -> int:
@@ -118,7 +118,7 @@ class Laboratory:
                 said.add(dead)
                 print(f"note: Ray on node {dead} has ended", file=sys.stderr, flush=True)
 
-        environment = command_environment(sys.executable, additions)
+        environment = command_environment(additions)
         return run(self.door(self.head, limited=False), command, environment, signals, watch)
 
     def close(self) -> Removed:

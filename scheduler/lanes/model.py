@@ -205,6 +205,8 @@ def flow_limit(ways: Sequence[Way], traffic: Traffic) -> float:
 
 def load_of(state: Pace, traffic: Traffic, most: float, limited: bool = False) -> float:
     """How much of its room the plan needs, or of what the limits grant where that is more: 1 is all."""
+    if most <= 0:
+        return math.inf
     slo = traffic.slo
     times = ((state.ttft_s, slo.ttft_s), (state.trip_s, slo.tpot_s), (state.latency_s, slo.latency_s))
     taken = [s / allowed for s, allowed in times if limited and allowed is not None]
