@@ -135,7 +135,7 @@ def main() -> None:
         plan_file = Path(folder) / "plan.yaml"
         console.print(Rule(f"hexgen plan {CLUSTER.name}", align="left"))
         subprocess.run([*HEXGEN, "plan", str(CLUSTER)], check=True)
-        subprocess.run([*HEXGEN, "plan", str(CLUSTER), "-o", str(plan_file)], check=True)
+        subprocess.run([*HEXGEN, "plan", str(CLUSTER), "-o", plan_file.name], check=True, cwd=folder)
         console.print(Rule("hexgen serve plan.yaml", align="left"))
         with serving(plan_file) as server:
             console.print(f"ready: HTTP at {server.http}, gRPC at {server.grpc}")
