@@ -26,9 +26,9 @@ _PROOF = Effort(rounds=300, looks=20_000, work=4e9)
 _PACK_ONLY = Effort(rounds=0, looks=0, work=0.0)
 _MANY_DEVICES = 160  # beyond this many, pricing only where time was given for it
 _FOR_LOCAL_SEARCH = 0.3  # of the time that is left, at most; then breeding; the rest is for packing and its proof
-_FOR_BREEDING = 0.2
+_FOR_BREEDING = 0.3
 _GENES, _MORE_GENES = (20, 20), (100, 300)  # population and generations: usually, and where time was given
-_GENES_DEVICES = 24  # the most, unless time was given
+_GENES_DEVICES, _FEW_DEVICES = 24, 8  # the most, one and several a node, unless time was given
 _FEW = 6  # kinds of regions: where there are more, each gets regular starts only
 _WHOLE_DEVICES = 96  # up to this many, local search looks at all of them together
 
@@ -104,10 +104,10 @@ def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     """What local search finds, or the published genetic search: both leave all they saw to packing."""
     first = search(solver, task.seed, _share_of(task.deadline, time.monotonic()), routes)
     devices = sum(node.count for node in solver.topology.nodes)
-    if first is None or (devices > _GENES_DEVICES and not task.time_limited):
-        return first
     # With one device a node there are no widths to try, and breeding costs little.
-    cheap = all(node.count == 1 for node in solver.topology.nodes)
+    cheap = devices <= _GENES_DEVICES and all(node.count == 1 for node in solver.topology.nodes)
+    if first is None or not (cheap or devices <= _FEW_DEVICES or task.time_limited):
+        return first
     population, generations = _MORE_GENES if task.time_limited or cheap else _GENES
     late = _share_of(task.deadline, time.monotonic(), _FOR_BREEDING)
     bred = genetic(solver, task.seed, late, population=population, generations=generations)

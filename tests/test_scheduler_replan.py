@@ -151,7 +151,7 @@ def sound(done: Replanned, old: Plan, cluster: Cluster, model: ModelSpec) -> Non
 @pytest.mark.parametrize("name", ["hexgen-half30", "helix-single24", "helix-distributed24"])
 def test_an_unchanged_cluster_keeps_its_plan(name: str) -> None:
     cluster, model = load_cluster(SPECS / f"{name}.yaml"), load_model("llama-2-70b")
-    old = plan(cluster, model)
+    old = plan(cluster, model, engine="heuristic")
     done = replan(old, cluster, model)
     assert done.plan.stages == old.stages
     assert done.plan.routes == old.routes
@@ -173,7 +173,7 @@ def test_an_unchanged_cluster_keeps_its_plan(name: str) -> None:
 )
 def test_a_lost_node_is_replanned_soon(name: str, lost: str) -> None:
     whole, model = load_cluster(SPECS / f"{name}.yaml"), load_model("llama-2-70b")
-    old = plan(whole, model)
+    old = plan(whole, model, engine="heuristic")
     cluster = without_nodes(whole, {lost})
     done = replan(old, cluster, model)
     sound(done, old, cluster, model)

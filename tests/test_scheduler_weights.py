@@ -43,7 +43,7 @@ def task_of(made: Plan) -> Task:
 
 @pytest.mark.parametrize("name", ["hexgen-half30", "helix-distributed24", "helix-hetero42"])
 def test_a_written_plan_without_weights_serves_as_the_planner_s(name: str) -> None:
-    made = plan(load_cluster(SPECS / f"{name}.yaml"), load_model("llama-2-70b"))
+    made = plan(load_cluster(SPECS / f"{name}.yaml"), load_model("llama-2-70b"), engine="heuristic")
     assert len(made.routes) > 1
     plain = dataclasses.replace(
         made, routes=tuple(dataclasses.replace(route, weight=1.0) for route in made.routes), predicted=None

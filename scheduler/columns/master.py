@@ -19,7 +19,7 @@ from hexgen.scheduler.columns.classes import Classes
 from hexgen.scheduler.programs import pulp_or_none, solved
 
 _GAP = 2e-3  # of the whole-numbered program: below what the cost model can tell apart
-_TREE_NODES = 4000
+_TREE_NODES = 1500
 
 
 class SolverError(HexgenError):
