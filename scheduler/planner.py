@@ -62,7 +62,7 @@ def plan(
     made = found.emit(task, objective)
     if judged:
         others = other_candidates(task, made) if task.engine == "auto" else ()
-        return best_for_slo(task, [made, *([] if shared is None else [shared]), *others])
+        return best_for_slo(task, [made, *([] if shared is None else [shared])], others)
     return made if shared is None or _served(shared) <= _served(made) else shared
 
 

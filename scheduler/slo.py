@@ -11,7 +11,8 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from hexgen.errors import InfeasibleError, SpecError
 from hexgen.plan import Plan
@@ -28,28 +29,35 @@ SHARE = 0.99  # of the requests
 _TOLERANCE = 0.02  # of a rate: less is noise, and the earlier candidate stays
 _TIGHTER = (0.8, 0.6)  # of the limits: plans made for these have room for queues
 _USUAL = 0.8  # of what is served by means: where the rate for 99 % mostly lies
+_IDLE = 0.05  # of that rate: a plan that fails there keeps the limits at no rate worth having
 _SPARE_RATES = (1.15, 1.35, 1.6, 2.0)  # of the workload's: what cheap nodes are chosen to carry, in turn
 _FEWEST, _MOST = 1000, 2000  # requests of a trial
 _FILLS = 3  # trials see so many times the requests that are in the cluster at once
-_FOR_SEARCH = 0.6  # of the time limit; the rest is for trials
+_FOR_SEARCH = 0.5  # of the time limit; the rest is for trials
+_FOR_ANOTHER = 0.3  # of the time that is left, for one more candidate
 _MANY_DEVICES = 160  # beyond this many, only the candidates that are found in no time
 
 
-def best_for_slo(task: Task, candidates: Sequence[Plan]) -> Plan:
+def best_for_slo(task: Task, candidates: Sequence[Plan], others: Iterable[Plan] = ()) -> Plan:
     """The candidate with the largest simulated rate within the limits, and that rate in its prediction.
 
     All meet the same requests, 1,000 to 2,000: three times what the plan holds at once. For large plans that is
     less, which flatters all alike: a short run ends before queues have grown. A candidate that does not carry the
     best rate so far and 2 % more costs one trial; of equals the earlier is taken. After the deadline no more are
-    judged; where none was, the first is returned as it is. There must be one.
+    judged; where none was, the first is returned as it is. There must be one. ``others`` are looked for only when
+    those before them have been judged, so that a limit of time is not spent on candidates alone.
     """
     best, best_rate = candidates[0], -1.0
     requests = _requests(task, candidates)
     if requests is None:
         return best
-    for made in _distinct(candidates):
+    seen: list[Plan] = []
+    for made in chain(candidates, others):
         if _late(task):
             break
+        if any(_same(made, other) for other in seen):
+            continue
+        seen.append(made)
         rate = _largest(task, made, requests, best_rate)
         if rate > best_rate:
             best, best_rate = made, rate
@@ -78,10 +86,14 @@ def other_candidates(task: Task, made: Plan) -> Iterator[Plan]:
 
 def for_search(task: Task) -> Task:
     """The task with a share of its time: trials need the rest."""
+    return _with_share(task, _FOR_SEARCH)
+
+
+def _with_share(task: Task, share: float) -> Task:
     if task.deadline is None:
         return task
     now = time.monotonic()
-    return dataclasses.replace(task, deadline=now + max(0.0, task.deadline - now) * _FOR_SEARCH)
+    return dataclasses.replace(task, deadline=now + max(0.0, task.deadline - now) * share)
 
 
 def cheapest_within_limits(task: Task) -> Plan:
@@ -119,11 +131,11 @@ def _founds(task: Task) -> Iterator[Found | None]:
         if not _late(task):
             slo = _scaled(task.workload.slo, share)
             tighter = dataclasses.replace(task, workload=dataclasses.replace(task.workload, slo=slo))
-            yield best_on_nodes(tighter, nodes, "slo")
+            yield best_on_nodes(_with_share(tighter, _FOR_ANOTHER), nodes, "slo")
     if not _late(task):
-        yield best_on_nodes(task, nodes, "throughput")
+        yield best_on_nodes(_with_share(task, _FOR_ANOTHER), nodes, "throughput")
     if not _late(task):
-        yield _quickest_everywhere(task)
+        yield _quickest_everywhere(_with_share(task, _FOR_ANOTHER))
 
 
 def _quickest_everywhere(task: Task) -> Found | None:
@@ -146,10 +158,6 @@ def _quickest_everywhere(task: Task) -> Found | None:
 def _scaled(slo: Slo, share: float) -> Slo:
     limits = (slo.ttft_s, slo.tpot_s, slo.latency_s)
     return Slo(*(None if limit is None else limit * share for limit in limits))
-
-
-def _distinct(candidates: Sequence[Plan]) -> list[Plan]:
-    return [made for i, made in enumerate(candidates) if not any(_same(made, other) for other in candidates[:i])]
 
 
 def _same(a: Plan, b: Plan) -> bool:
@@ -183,13 +191,13 @@ def _largest(task: Task, made: Plan, requests: Requests, least: float) -> float:
     slo, table = task.workload.slo, task.cost_table
     start = made.predicted.requests_s * _USUAL if made.predicted is not None else 1.0
     late = task.deadline
-    if least > 0:
-        start = least * (1 + _TOLERANCE)
-        if not carries(
-            made, task.cluster, task.model, requests, slo, start,
-            attainment=SHARE, cost_table=table, deadline=late,
-        ):  # fmt: skip
-            return -1.0
+    tried = least * (1 + _TOLERANCE) if least > 0 else start * _IDLE
+    if not carries(
+        made, task.cluster, task.model, requests, slo, tried,
+        attainment=SHARE, cost_table=table, deadline=late,
+    ):  # fmt: skip
+        return -1.0 if least > 0 or _late(task) else 0.0
+    start = tried if least > 0 else start
     found = largest_rate(
         made, task.cluster, task.model, requests, slo,
         attainment=SHARE, cost_table=table, tolerance=_TOLERANCE, start=start, deadline=late,
