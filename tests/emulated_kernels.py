@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import shutil
@@ -24,7 +25,9 @@ _HOST = Path(__file__).parent / "kernel_host"
 
 @cache
 def _directory() -> Path:
-    return Path(tempfile.mkdtemp(prefix="hexgen-emulated-"))
+    folder = Path(tempfile.mkdtemp(prefix="hexgen-emulated-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _compile(arch: int, *arguments: str) -> None:
