@@ -10,7 +10,13 @@ from hexgen.scheduler.flow import plan_for_flow
 from hexgen.scheduler.lanes.best import best_lanes
 from hexgen.scheduler.options import chosen
 from hexgen.scheduler.progress import OnProgress
-from hexgen.scheduler.slo import best_for_slo, cheapest_within_limits, for_search, other_candidates
+from hexgen.scheduler.slo import (
+    best_for_slo,
+    cheapest_within_limits,
+    for_search,
+    other_candidates,
+    regular_candidate,
+)
 from hexgen.scheduler.subsets import plan_within_price
 from hexgen.scheduler.tables.source import CostTable
 from hexgen.scheduler.task import Engine, Objective, Task, make_task, total_price
@@ -61,8 +67,10 @@ def plan(
         return shared
     made = found.emit(task, objective)
     if judged:
-        others = other_candidates(task, made) if task.engine == "auto" else ()
-        return best_for_slo(task, [made, *([] if shared is None else [shared])], others)
+        candidates = [made, *([] if shared is None else [shared])]
+        if task.engine != "auto":
+            return best_for_slo(task, candidates)
+        return best_for_slo(task, candidates, other_candidates(task, made), regular_candidate(task))
     return made if shared is None or _served(shared) <= _served(made) else shared
 
 

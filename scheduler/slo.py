@@ -38,21 +38,24 @@ _FOR_ANOTHER = 0.3  # of the time that is left, for one more candidate
 _MANY_DEVICES = 160  # beyond this many, only the candidates that are found in no time
 
 
-def best_for_slo(task: Task, candidates: Sequence[Plan], others: Iterable[Plan] = ()) -> Plan:
+def best_for_slo(
+    task: Task, candidates: Sequence[Plan], others: Iterable[Plan] = (), regular: Plan | None = None
+) -> Plan:
     """The candidate with the largest simulated rate within the limits, and that rate in its prediction.
 
     All meet the same requests, 1,000 to 2,000: three times what the plan holds at once. For large plans that is
     less, which flatters all alike: a short run ends before queues have grown. A candidate that does not carry the
     best rate so far and 2 % more costs one trial; of equals the earlier is taken. After the deadline no more are
     judged; where none was, the first is returned as it is. There must be one. ``others`` are looked for only when
-    those before them have been judged, so that a limit of time is not spent on candidates alone.
+    those before them have been judged, so that a limit of time is not spent on candidates alone. ``regular`` is
+    judged before all.
     """
     best, best_rate = candidates[0], -1.0
     requests = _requests(task, candidates)
     if requests is None:
         return best
     seen: list[Plan] = []
-    for made in chain(candidates, others):
+    for made in chain(() if regular is None else (regular,), candidates, others):
         if _late(task):
             break
         if any(_same(made, other) for other in seen):
@@ -67,21 +70,22 @@ def best_for_slo(task: Task, candidates: Sequence[Plan], others: Iterable[Plan] 
 
 
 def other_candidates(task: Task, made: Plan) -> Iterator[Plan]:
-    """Plans that may beat ``made``, which is the best by means: regular ones, for tighter limits, for throughput,
-    for latency.
+    """Plans that may beat ``made``, which is the best by means: for tighter limits, for throughput, for latency.
 
     Quick searches; none after the deadline.
     """
     quick = dataclasses.replace(task, quick=True, engine="heuristic")
     bound = math.inf if made.predicted is None else made.predicted.upper_bound_tokens_s or math.inf
-    if not _late(task) and sum(node.count for node in task.cluster.nodes) <= _MANY_DEVICES:
-        # Equal stages leave no bubbles, which means do not see and limits on 99 % do.
-        regular = symmetric(task, "slo").plan
-        if regular is not None:
-            yield bounded(regular, bound)
     for found in _founds(quick):
         if found is not None:
             yield bounded(found.emit(task, "slo"), bound)
+
+
+def regular_candidate(task: Task) -> Plan | None:
+    """Equal stages leave no bubbles, which means do not see and limits on 99 % do. Found and judged in no time."""
+    if _late(task) or sum(node.count for node in task.cluster.nodes) > _MANY_DEVICES:
+        return None
+    return symmetric(task, "slo").plan
 
 
 def for_search(task: Task) -> Task:
