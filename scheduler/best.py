@@ -103,19 +103,23 @@ def routes_to_solve(devices: int, time_limited: bool) -> int:
     return routes * 50 if time_limited else routes
 
 
+def does_not_fit(task: Task) -> InfeasibleError:
+    traffic = traffic_of(task.model, task.workload, task.options)
+    return infeasible(
+        task.cluster,
+        task.model,
+        task.options,
+        traffic,
+        cost_table=task.cost_table,
+        unreachable=task.unreachable,
+    )
+
+
 def why_nothing(task: Task, objective: Objective) -> InfeasibleError:
     """The model does not fit; or, where limits were set, not even one request alone keeps them."""
     quickest = best_on_nodes(task, task.cluster.nodes, "latency") if objective in ("slo", "cost") else None
     if quickest is None:
-        traffic = traffic_of(task.model, task.workload, task.options)
-        return infeasible(
-            task.cluster,
-            task.model,
-            task.options,
-            traffic,
-            cost_table=task.cost_table,
-            unreachable=task.unreachable,
-        )
+        return does_not_fit(task)
     alone = quickest.partition.routes[0].division.alone
     return InfeasibleError(
         "no plan keeps the limits: the quickest answers one request alone with TTFT "

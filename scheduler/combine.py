@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 from hexgen.scheduler.columns import Effort, SolverError, merged, pack
+from hexgen.scheduler.deadline import part_until, passed
 from hexgen.scheduler.genetic import genetic
 from hexgen.scheduler.groups import Topology, islands
 from hexgen.scheduler.improve import Budget, Partition, improve
@@ -41,7 +42,7 @@ def heuristic(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     many = kinds_of_regions(solver.topology) > _FEW
 
     def plan_part(places: Places, left: int) -> Partition | None:
-        return search(_part(solver, places), task.seed, _turn(task.deadline, left), 0 if many else routes)
+        return search(_part(solver, places), task.seed, part_until(task.deadline, 1 / left), 0 if many else routes)
 
     return region_by_region(solver, plan_part)
 
@@ -80,8 +81,7 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
                 break
             budget = Budget(solver, solver.solved + _ROUTES, task.deadline)
             best = improve(solver, best, random.Random(task.seed + turn), budget)
-            late_now = task.deadline is not None and time.monotonic() >= task.deadline
-            if late_now or best.value <= before * (1 + _GAIN):
+            if passed(task.deadline) or best.value <= before * (1 + _GAIN):
                 break
         if joined:
             bound = _island_bound(task, solver, effort)
@@ -102,28 +102,28 @@ def _island_bound(task: Task, solver: RouteSolver, effort: Effort) -> float:
 
 def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     """What local search finds, or the published genetic search: both leave all they saw to packing."""
-    first = search(solver, task.seed, _share_of(task.deadline, time.monotonic()), routes)
+    first = search(solver, task.seed, part_until(task.deadline, _FOR_LOCAL_SEARCH), routes)
     devices = sum(node.count for node in solver.topology.nodes)
     # With one device a node there are no widths to try, and breeding costs little.
     cheap = devices <= _GENES_DEVICES and all(node.count == 1 for node in solver.topology.nodes)
     if first is None or not (cheap or devices <= _FEW_DEVICES or task.time_limited):
         return first
     population, generations = _MORE_GENES if task.time_limited or cheap else _GENES
-    late = _share_of(task.deadline, time.monotonic(), _FOR_BREEDING)
+    late = part_until(task.deadline, _FOR_BREEDING)
     bred = genetic(solver, task.seed, late, population=population, generations=generations)
     return bred if bred is not None and bred.value > first.value else first
 
 
 def _by_regions(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, float] | None:
     """Each kind of region by itself; the bound is one on the whole."""
-    inside = replace(task, deadline=_share_of(task.deadline, time.monotonic()))
+    inside = replace(task, deadline=part_until(task.deadline, _FOR_LOCAL_SEARCH))
 
     many = kinds_of_regions(solver.topology) > _FEW
 
     def plan_part(places: Places, left: int) -> Partition | None:
         if len(places) == len(solver.topology.nodes):
             return None
-        part, until = _part(solver, places), _turn(inside.deadline, left)
+        part, until = _part(solver, places), part_until(inside.deadline, 1 / left)
         if many:
             return search(part, task.seed, until, 0)
         found = combined(replace(inside, deadline=until), part, routes)
@@ -141,19 +141,9 @@ def _by_regions(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition
         return best, math.inf
 
 
-def _turn(deadline: float | None, left: int) -> float | None:
-    """An equal share of the time that is left, for the next of so many parts."""
-    now = time.monotonic()
-    return None if deadline is None else now + max(0.0, deadline - now) / left
-
-
 def _part(solver: RouteSolver, places: Places) -> RouteSolver:
     topology = Topology(solver.topology.cluster, [solver.topology.nodes[place] for place in places])
     return RouteSolver(topology, solver.cost, solver.traffic, solver.goal, exhaustive=solver.exhaustive)
-
-
-def _share_of(deadline: float | None, now: float, share: float = _FOR_LOCAL_SEARCH) -> float | None:
-    return None if deadline is None else now + (deadline - now) * share
 
 
 def _effort(task: Task, devices: int) -> Effort:

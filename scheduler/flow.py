@@ -14,18 +14,16 @@ import time
 from collections.abc import Iterator, Sequence
 
 from hexgen.plan import Hop, Plan, Route, Stage
-from hexgen.scheduler.best import computing_alike, finish, routes_to_solve, solver_for
+from hexgen.scheduler.best import computing_alike, does_not_fit, finish, routes_to_solve, solver_for
 from hexgen.scheduler.flow_bound import flow_bound_tokens_s
 from hexgen.scheduler.flow_chains import FlowChain, chain_placements, placed_of
 from hexgen.scheduler.flow_graph import Flow, FlowSpace, Placed, max_flow
 from hexgen.scheduler.flow_program import program_placement
 from hexgen.scheduler.groups import islands
 from hexgen.scheduler.improve import Partition
-from hexgen.scheduler.infeasible import infeasible
 from hexgen.scheduler.search import candidates
 from hexgen.scheduler.solver import RouteSolver
 from hexgen.scheduler.task import Task
-from hexgen.scheduler.traffic import traffic_of
 
 _CANDIDATES = 8
 _REACHED = 1e-3  # relative: a placement this near to the bound is not improved
@@ -52,15 +50,7 @@ def plan_for_flow(task: Task) -> Plan:
             if best is None or found[0].tokens_s > best[0].tokens_s * (1 + 1e-9):
                 best = found
     if best is None or not best[0].paths:
-        traffic = traffic_of(task.model, task.workload, task.options)
-        raise infeasible(
-            task.cluster,
-            task.model,
-            task.options,
-            traffic,
-            cost_table=task.cost_table,
-            unreachable=task.unreachable,
-        )
+        raise does_not_fit(task)
     flow, placed = best
     made = finish(task, _emit(task, flow, placed), "maxflow")
     if made.predicted is None:

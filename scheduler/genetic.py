@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -24,6 +23,7 @@ from itertools import product
 import numpy as np
 
 from hexgen.scheduler.cost import GroupShape
+from hexgen.scheduler.deadline import passed
 from hexgen.scheduler.groups import Group, Topology, even_widths
 from hexgen.scheduler.improve import Partition, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
@@ -57,7 +57,7 @@ def genetic(
     best: tuple[float, Genome] | None = None
 
     def late() -> bool:
-        return best is not None and deadline is not None and time.monotonic() >= deadline
+        return best is not None and passed(deadline)
 
     parents: list[tuple[float, Genome]] = []
     for genome in breeder.starts(rng, population):

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 
 from hexgen.cluster import Node
 from hexgen.errors import InfeasibleError
 from hexgen.plan import EngineOptions, Plan
 from hexgen.scheduler.best import best_on_nodes, emit_plan, goal_of
+from hexgen.scheduler.deadline import passed
 from hexgen.scheduler.evaluate import evaluate
 from hexgen.scheduler.task import Objective, Task
 from hexgen.workload import Slo
@@ -49,7 +49,7 @@ def chosen(task: Task, objective: Objective) -> Task:
     nodes = [node for node in task.cluster.nodes if node.device.kind != "cpu"]
     if not nodes:
         return task
-    if task.deadline is not None and time.monotonic() >= task.deadline:
+    if passed(task.deadline):
         return task  # no time to look
     wide = dataclasses.replace(task.options, max_sequences=MOST_SEQUENCES, token_budget=BUDGETS[-1])
     # A part of a large cluster says as much; where it holds no plan, neither need the larger buffers fit.

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 
+from hexgen.scheduler.deadline import passed
 from hexgen.scheduler.groups import Group, Topology, even_widths, islands, node_groups, spanning_groups
 from hexgen.scheduler.improve import Budget, Partition, improve, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
@@ -63,8 +63,7 @@ def _starts(solver: RouteSolver, deadline: float | None) -> Iterator[Partition]:
     found = False
     for domains_of in (_by_region, _all_together, _by_node):
         for groups in groupings:
-            late = deadline is not None and time.monotonic() >= deadline
-            if found and (late or solver.solved >= _START_ROUTES):
+            if found and (passed(deadline) or solver.solved >= _START_ROUTES):
                 return
             domains = domains_of(solver.topology, groups)
             for start in _build(solver, domains, deadline) if domains else ():
@@ -164,8 +163,7 @@ def _dealt_partitions(solver: RouteSolver, groups: Sequence[Group], deadline: fl
             found.append(best)
         dry = 0 if best is not None and best.value > top else dry + 1
         top = max(top, best.value) if best is not None else top
-        late = deadline is not None and time.monotonic() >= deadline
-        if found and (late or dry > _DRY_COUNTS):
+        if found and (passed(deadline) or dry > _DRY_COUNTS):
             break
     return sorted(found, key=lambda p: -p.value)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -18,6 +17,7 @@ from hexgen.errors import InfeasibleError, SpecError
 from hexgen.plan import Plan
 from hexgen.scheduler.baselines.symmetric import symmetric
 from hexgen.scheduler.best import Found, best_on_nodes, bounded, finish
+from hexgen.scheduler.deadline import part_until, passed
 from hexgen.scheduler.simulation import Requests, attainment_curve, carries, largest_rate, requests_of
 from hexgen.scheduler.subsets import plan_within_price
 from hexgen.scheduler.task import Task
@@ -56,7 +56,7 @@ def best_for_slo(
         return best
     seen: list[Plan] = []
     for made in chain(() if regular is None else (regular,), candidates, others):
-        if _late(task):
+        if passed(task.deadline):
             break
         if any(_same(made, other) for other in seen):
             continue
@@ -83,7 +83,7 @@ def other_candidates(task: Task, made: Plan) -> Iterator[Plan]:
 
 def regular_candidate(task: Task) -> Plan | None:
     """Equal stages leave no bubbles, which means do not see and limits on 99 % do. Found and judged in no time."""
-    if _late(task) or sum(node.count for node in task.cluster.nodes) > _MANY_DEVICES:
+    if passed(task.deadline) or sum(node.count for node in task.cluster.nodes) > _MANY_DEVICES:
         return None
     return symmetric(task, "slo").plan
 
@@ -94,10 +94,7 @@ def for_search(task: Task) -> Task:
 
 
 def _with_share(task: Task, share: float) -> Task:
-    if task.deadline is None:
-        return task
-    now = time.monotonic()
-    return dataclasses.replace(task, deadline=now + max(0.0, task.deadline - now) * share)
+    return dataclasses.replace(task, deadline=part_until(task.deadline, share))
 
 
 def cheapest_within_limits(task: Task) -> Plan:
@@ -108,11 +105,11 @@ def cheapest_within_limits(task: Task) -> Plan:
     """
     first = finish(task, plan_within_price(task, "cost"), "cost")
     requests = _requests(task, [first])
-    if requests is None or _late(task):
+    if requests is None or passed(task.deadline):
         return first
     best = _noted(task, first, None, requests)
     for spare in _SPARE_RATES:
-        if _attainment(best) >= SHARE or _late(task):
+        if _attainment(best) >= SHARE or passed(task.deadline):
             break
         more = dataclasses.replace(task.workload, rate=float(task.workload.rate) * spare)
         try:
@@ -132,13 +129,13 @@ def _founds(task: Task) -> Iterator[Found | None]:
     nodes = task.cluster.nodes
     few = sum(node.count for node in nodes) <= _MANY_DEVICES
     for share in _TIGHTER if few else ():
-        if not _late(task):
+        if not passed(task.deadline):
             slo = _scaled(task.workload.slo, share)
             tighter = dataclasses.replace(task, workload=dataclasses.replace(task.workload, slo=slo))
             yield best_on_nodes(_with_share(tighter, _FOR_ANOTHER), nodes, "slo")
-    if not _late(task):
+    if not passed(task.deadline):
         yield best_on_nodes(_with_share(task, _FOR_ANOTHER), nodes, "throughput")
-    if not _late(task):
+    if not passed(task.deadline):
         yield _quickest_everywhere(_with_share(task, _FOR_ANOTHER))
 
 
@@ -149,7 +146,7 @@ def _quickest_everywhere(task: Task) -> Found | None:
     if found is None or sum(node.count for node in left) > _MANY_DEVICES:
         return found
     routes = list(found.partition.routes)
-    while not _late(task):
+    while not passed(task.deadline):
         used = {device.rsplit("/", 1)[0] for route in routes for g in route.groups for device in g.devices}
         left = [node for node in left if node.name not in used]
         more = best_on_nodes(task, left, "latency") if left else None
@@ -166,10 +163,6 @@ def _scaled(slo: Slo, share: float) -> Slo:
 
 def _same(a: Plan, b: Plan) -> bool:
     return (a.stages, a.routes) == (b.stages, b.routes)
-
-
-def _late(task: Task) -> bool:
-    return task.deadline is not None and time.monotonic() >= task.deadline
 
 
 # ---- trials ----------------------------------------------------------------------------------------------------
@@ -200,13 +193,13 @@ def _largest(task: Task, made: Plan, requests: Requests, least: float) -> float:
         made, task.cluster, task.model, requests, slo, tried,
         attainment=SHARE, cost_table=table, deadline=late,
     ):  # fmt: skip
-        return -1.0 if least > 0 or _late(task) else 0.0
+        return -1.0 if least > 0 or passed(task.deadline) else 0.0
     start = tried if least > 0 else start
     found = largest_rate(
         made, task.cluster, task.model, requests, slo,
         attainment=SHARE, cost_table=table, tolerance=_TOLERANCE, start=start, deadline=late,
     )  # fmt: skip
-    return -1.0 if found == 0 and _late(task) else found  # nothing is known
+    return -1.0 if found == 0 and passed(task.deadline) else found  # nothing is known
 
 
 def _noted(task: Task, made: Plan, largest: float | None, requests: Requests) -> Plan:
@@ -215,7 +208,7 @@ def _noted(task: Task, made: Plan, largest: float | None, requests: Requests) ->
         return made
     attainment: float | None = None
     rate = task.workload.rate
-    if rate != "max" and not _late(task):
+    if rate != "max" and not passed(task.deadline):
         slo, table = task.workload.slo, task.cost_table
         point = attainment_curve(made, task.cluster, task.model, requests, slo, [float(rate)], cost_table=table)[0]
         attainment = None if math.isnan(point.attainment) else point.attainment

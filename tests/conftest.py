@@ -79,6 +79,16 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("tiny") / "llama")
 
 
+@pytest.fixture(scope="module")
+def server(deployment: Any) -> Iterator[Any]:
+    """The module's own ``deployment``, answering over HTTP and gRPC; idle again when the module ends."""
+    from served import served
+
+    with served(deployment) as server:
+        yield server
+        server.wait_idle()
+
+
 @pytest.fixture
 def hexgen_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs ``hexgen`` with arguments, as a person would, and gives back status, stdout and stderr."""

@@ -28,13 +28,6 @@ def deployment() -> Iterator[InProcessDeployment]:
 
 
 @pytest.fixture(scope="module")
-def server(deployment: InProcessDeployment) -> Iterator[Served]:
-    with served(deployment) as server:
-        yield server
-        server.wait_idle()
-
-
-@pytest.fixture(scope="module")
 def plan(deployment: InProcessDeployment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "plan.yaml"
     dump_plan(deployment.plan, path)  # type: ignore[attr-defined]

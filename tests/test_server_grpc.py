@@ -34,13 +34,6 @@ def deployment() -> Iterator[InProcessDeployment]:
 
 
 @pytest.fixture(scope="module")
-def server(deployment: InProcessDeployment) -> Iterator[Served]:
-    with served(deployment) as server:
-        yield server
-        server.wait_idle()
-
-
-@pytest.fixture(scope="module")
 def channel(server: Served) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(server.grpc) as channel:
         yield channel

@@ -29,13 +29,6 @@ def deployment() -> Iterator[InProcessDeployment]:
 
 
 @pytest.fixture(scope="module")
-def server(deployment: InProcessDeployment) -> Iterator[Served]:
-    with served(deployment) as server:
-        yield server
-        server.wait_idle()
-
-
-@pytest.fixture(scope="module")
 def client(server: Served) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.http}/v1", api_key="unused", max_retries=0)
 

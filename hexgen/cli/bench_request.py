@@ -21,13 +21,10 @@ from hexgen.bench.asks import (
 from hexgen.bench.client import ServerFacts
 from hexgen.cli._common import given_text
 from hexgen.cli._load import rate_of
+from hexgen.cli.read_plan import read_plan
 from hexgen.errors import SpecError
-from hexgen.model import load_model
-from hexgen.plan import load_plan, resolve_cluster
 from hexgen.scheduler.simulation import Requests, replay, requests_of
-from hexgen.scheduler.tables import table_for
 from hexgen.scheduler.task import default_workload
-from hexgen.validate import check_plan
 from hexgen.workload import Slo, Workload, load_workload
 
 _REQUESTS = 100  # where nothing says how many
@@ -100,14 +97,8 @@ def expected_of(asked: BenchRequest) -> Expected | None:
     """The plan of ``--against`` with its cluster and model; None without it."""
     if asked.against is None:
         return None
-    plan = load_plan(asked.against)
-    cluster = resolve_cluster(plan, asked.against.parent)
-    model = load_model(plan.model, where=f"{asked.against}: model", base_dir=asked.against.parent)
-    check_plan(plan, cluster, model, where=str(asked.against))
-    table = table_for(asked.cost, cluster, model)
-    if table is not None:
-        table.check(model, cluster.nodes)
-    return Expected(plan, cluster, model, table)
+    read = read_plan(asked.against, asked.cost)
+    return Expected(read.plan, read.cluster, read.model, read.table)
 
 
 @dataclass(frozen=True, slots=True)

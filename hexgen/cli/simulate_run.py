@@ -13,11 +13,12 @@ import typer
 
 from hexgen.cli._common import given_text
 from hexgen.cli._load import rate_of
+from hexgen.cli.read_plan import read_plan
 from hexgen.cli.simulate_tables import Simulated, as_object, show
 from hexgen.cluster import Cluster
 from hexgen.errors import SpecError
-from hexgen.model import ModelSpec, load_model
-from hexgen.plan import Plan, load_plan, resolve_cluster
+from hexgen.model import ModelSpec
+from hexgen.plan import Plan
 from hexgen.scheduler.evaluate import evaluate
 from hexgen.scheduler.simulation import (
     Requests,
@@ -29,9 +30,8 @@ from hexgen.scheduler.simulation import (
     simulate,
 )
 from hexgen.scheduler.simulation.requests import Ints
-from hexgen.scheduler.tables import CostTable, table_for
+from hexgen.scheduler.tables import CostTable
 from hexgen.scheduler.task import default_workload
-from hexgen.validate import check_plan
 from hexgen.workload import Lengths, Slo, Workload, load_workload
 
 _REQUESTS = 2000  # where a rate is given and no number
@@ -95,13 +95,8 @@ def run(asked: SimulateRequest) -> None:
 
 
 def _read(asked: SimulateRequest) -> _Input:
-    plan = load_plan(asked.plan)
-    cluster = resolve_cluster(plan, asked.plan.parent)
-    model = load_model(plan.model, where=f"{asked.plan}: model", base_dir=asked.plan.parent)
-    check_plan(plan, cluster, model, where=str(asked.plan))
-    table = table_for(asked.cost, cluster, model)
-    if table is not None:
-        table.check(model, cluster.nodes)
+    read = read_plan(asked.plan, asked.cost)
+    plan, cluster, model = read.plan, read.cluster, read.model
     limit = min(plan.engine.max_context or model.max_context, model.max_context)
     workload = load_workload(asked.workload) if asked.workload else cluster.workload or default_workload(limit)
     if asked.trace is not None:
@@ -115,7 +110,7 @@ def _read(asked: SimulateRequest) -> _Input:
             where=str(asked.trace or asked.workload or "workload"),
             remedy="shorten prompts or outputs, or raise the plan's max_context",
         )
-    return _Input(plan, cluster, model, workload, table)
+    return _Input(plan, cluster, model, workload, read.table)
 
 
 def _like(requests: Requests, slo: Slo) -> Workload:

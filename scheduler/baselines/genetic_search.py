@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from hexgen.plan import Plan
 from hexgen.scheduler.baselines.contract import Baseline, best_plan
 from hexgen.scheduler.best import computing_alike, emit_plan, goal_of, solver_for
+from hexgen.scheduler.deadline import passed
 from hexgen.scheduler.genetic import genetic
 from hexgen.scheduler.task import Objective, Task
 
@@ -18,8 +19,7 @@ def hexgen_genetic(task: Task, objective: Objective, seconds: float | None = SEC
     """``seconds`` None: all generations, however long they take."""
     deadline = None if seconds is None else time.monotonic() + seconds
     plans = list(_plans(task, objective, deadline))
-    late = deadline is not None and time.monotonic() >= deadline
-    note = f"cut after {seconds:.0f} s" if late else ""
+    note = f"cut after {seconds:.0f} s" if passed(deadline) else ""
     return best_plan(task, objective, "HexGen", "no group that it comes across holds the model", plans, note)
 
 

@@ -42,9 +42,10 @@ class Bounds:
     def __init__(self, classes: Classes, layers: int) -> None:
         self.classes, self.layers = classes, layers
         self.pools: tuple[Pool, ...] = classes.pools
-        every = (*classes.pools, classes.everything)
+        self._every = every = (*classes.pools, classes.everything)
         self._available = np.array([pool.available for pool in every], dtype=np.float64).T
         self._devices = np.array([classes.devices(pool) for pool in every]).T
+        self._crossings = np.array([pool.crossings for pool in every])
         self.usable = self._available > 0  # [types, pools]
         longer = [classes.longer_hops(pool) for pool in every]
         self._hop_delay_s, self._hop_token_s = (np.array([hop[i] for hop in longer]).T for i in range(2))
@@ -57,7 +58,9 @@ class Bounds:
 
     def closely(self, depth: int, load: Load, cycles: Cycles, cost: Floats, floor: float) -> tuple[Spots, Floats]:
         """Where ``floor`` may be exceeded, and bounds there as close as they get without splitting intervals."""
-        return self._closer(depth, load, self._everywhere(len(cycles), cycles), cost, floor)
+        at = np.tile(np.arange(len(cycles)), len(self.pools))
+        pool = np.repeat(np.arange(len(self.pools)), len(cycles))
+        return self._closer(depth, load, Spots(cycles.only(at), pool), cost, floor)
 
     def finely(self, depth: int, load: Load, cycles: Cycles, cost: Floats, floor: float) -> tuple[Spots, Floats]:
         """The same for fine intervals: many as one first, and split while they may exceed ``floor``."""
@@ -72,10 +75,6 @@ class Bounds:
             there = at < len(cycles)
             at, pool, size = at[there], pool[there], smaller
         return self._closer(depth, load, Spots(cycles.only(at), pool), cost, floor)
-
-    def _everywhere(self, number: int, cycles: Cycles) -> Spots:
-        at = np.tile(np.arange(number), len(self.pools))
-        return Spots(cycles.only(at), np.repeat(np.arange(len(self.pools)), number))
 
     def _closer(self, depth: int, load: Load, spots: Spots, cost: Floats, floor: float) -> tuple[Spots, Floats]:
         loose = self._ratios(depth, load, spots, cost, floor)
@@ -92,16 +91,15 @@ class Bounds:
     ) -> Floats:
         """[spots]: a bound on value over price, of pipelines in the spot's pool and interval of cycle times."""
         ratios = np.zeros(len(spots))
-        every = (*self.pools, self.classes.everything)
-        travel = np.array([pool.travel_s(depth, load.tokens) for pool in every])
-        least = np.array([pool.link_s(depth, load.tokens) for pool in every])
+        travel = np.array([pool.travel_s(depth, load.tokens) for pool in self._every])
+        least = np.array([pool.link_s(depth, load.tokens) for pool in self._every])
         shortest = np.maximum(spots.cycles.start, np.maximum(least, travel / load.in_flight)[spots.pool])
         inside = np.flatnonzero(shortest <= spots.cycles.end)
         if len(inside) == 0:
             return ratios
         hop_s = np.where(self.usable, self._hop_delay_s + load.tokens * self._hop_token_s, 0.0)
         # The first stage and those behind a crossing are not reached by such a hop.
-        free_s = np.array([1 + pool.crossings for pool in every]) * hop_s.max(axis=0)
+        free_s = (1 + self._crossings) * hop_s.max(axis=0)
         self.work += len(cost) * len(inside) * (_THOROUGH if thorough else 1)
         cycles, pool, value = spots.cycles.only(inside), spots.pool[inside], load.value / shortest[inside]
         knapsacks = Knapsacks(

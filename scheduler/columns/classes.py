@@ -7,6 +7,7 @@ one pipeline could draw on.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -151,18 +152,9 @@ class Classes:
 
     def _hops(self, places: Sequence[int]) -> set[Link]:
         """Links between stages of one area: inside nodes of several devices, and between its nodes."""
-        found: set[Link] = set()
-        seen: dict[str, int] = {}
-        between: set[str] = set()
-        for place in places:
-            node, area = self.topology.nodes[place], self.topology.areas[place]
-            if node.count > 1:
-                found.add(node.link)
-            if area in seen and area not in between:
-                between.add(area)
-                found.add(self.topology.link(seen[area], place))
-            seen.setdefault(area, place)
-        return found
+        inside = {node.link for node in (self.topology.nodes[place] for place in places) if node.count > 1}
+        nodes = Counter(self.topology.areas[place] for place in places)
+        return inside | {self._beside[area] for area, number in nodes.items() if number > 1}
 
     def _between_nodes(self) -> dict[str, Link]:
         """The link between nodes of each area that has several."""
@@ -178,12 +170,11 @@ class Classes:
         """A group with its node to itself is reached from another node: least delay and seconds a token."""
         node = self.nodes[group.node_class]
         areas = {self.topology.areas[place] for place in node.places}
-        nearest = [self._beside.get(area) for area in areas]
-        links = [link for link in nearest if link is not None]
+        if not areas <= self._beside.keys():
+            return 0.0, 0.0  # alone in its area: reached by a crossing only
+        links = [self._beside[area] for area in areas]
         if node.count >= 2 * group.width:
             links.append(self.topology.nodes[node.places[0]].link)
-        if not links or len(nearest) > len([link for link in nearest if link is not None]):
-            return 0.0, 0.0  # alone in its area: reached by a crossing only
         hops = [self.links.least(link) for link in links]
         return min(hop.delay_s for hop in hops), min(hop.token_s for hop in hops)
 

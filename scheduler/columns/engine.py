@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from hexgen.scheduler.columns.classes import Classes
 from hexgen.scheduler.columns.master import Column, Relaxed, choose, relax
 from hexgen.scheduler.columns.place import place, typical
 from hexgen.scheduler.columns.pricing import Priced, Pricer
+from hexgen.scheduler.deadline import part_until, passed, seconds_left
 from hexgen.scheduler.groups import Group, islands
 from hexgen.scheduler.improve import Partition, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
@@ -45,15 +45,6 @@ class Effort:
     looks: int
     work: float
     deadline: float | None = None  # of time.monotonic()
-
-    def share(self, part: float) -> float | None:
-        """When that part of the time that is left will have passed, on the same clock."""
-        now = time.monotonic()
-        return None if self.deadline is None else now + (self.deadline - now) * part
-
-    def seconds(self) -> float | None:
-        """That are left; None where there is no deadline."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
 class _Columns:
@@ -121,14 +112,13 @@ def pack(solver: RouteSolver, effort: Effort, note: Note | None = None, *, whole
         looks=effort.looks,
         work=effort.work,
     )
-    finding, proving = effort.share(_FOR_FINDING), effort.share(_FOR_PROVING)
+    finding, proving = (part_until(effort.deadline, share) for share in (_FOR_FINDING, _FOR_PROVING))
     seen, floor = 0, 0
     while True:
         for solution in solver.found[seen:]:
             columns.add(solution)
         seen = len(solver.found)
-        over = finding is not None and time.monotonic() >= finding
-        if done >= effort.rounds or over or not columns.all or pricer.work <= pricer.reserve:
+        if done >= effort.rounds or passed(finding) or not columns.all or pricer.work <= pricer.reserve:
             break
         done += 1
         relaxed = relax(classes, columns.all, nodes)
@@ -142,15 +132,14 @@ def pack(solver: RouteSolver, effort: Effort, note: Note | None = None, *, whole
                 break
         for pipeline in found:
             columns.priced(pipeline)
-    late = proving is not None and time.monotonic() >= proving
-    if effort.rounds and floor < len(_FLOORS) and columns.all and not late:
+    if effort.rounds and floor < len(_FLOORS) and columns.all and not passed(proving):
         relaxed = relax(classes, columns.all, nodes)
         factor, found = pricer.prove(relaxed.prices, _FLOORS[floor], columns.known, proving)
         bound = min(bound, factor * _worth(relaxed, nodes))
         for pipeline in found:
             columns.priced(pipeline)
     proven = bound if _complete(classes, solver) else math.inf
-    packing = _packing(classes, columns.all, solver, nodes, effort.seconds()) if whole else None
+    packing = _packing(classes, columns.all, solver, nodes, seconds_left(effort.deadline)) if whole else None
     return Packed(packing, proven, done)
 
 

@@ -7,7 +7,6 @@ sequences by itself) when a price asks for it, and never again.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from hexgen.scheduler.columns.classes import Classes
 from hexgen.scheduler.columns.cycles import fine
 from hexgen.scheduler.columns.loads import Load, layers_within
+from hexgen.scheduler.deadline import passed
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class Few:
         ``until``: of time.monotonic(); None where that came before all were listed.
         """
         for depth in range(2 + len(self._lists), self.depth + 1):
-            if until is not None and time.monotonic() >= until:
+            if passed(until):
                 return None
             self._lists.append(self._list(depth))
         found: list[tuple[float, tuple[int, ...], int]] = []
@@ -70,7 +70,7 @@ class Few:
                 continue
             price = cost[listed.types].sum(axis=1)
             rows = np.flatnonzero((listed.value > floor * price) & ~listed.close)
-            if len(rows) and (until is None or time.monotonic() < until):
+            if len(rows) and not passed(until):
                 self._look_closely(listed, rows, floor * price[rows])
             for i in np.flatnonzero(listed.value > floor * price):
                 types = tuple(int(t) for t in listed.types[i])

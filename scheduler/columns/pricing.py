@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,6 +30,7 @@ from hexgen.scheduler.columns.pools import Pool
 from hexgen.scheduler.columns.relaxed import LEAST_PRICE
 from hexgen.scheduler.columns.small import MOST_STAGES
 from hexgen.scheduler.columns.whole import best_whole, unlimited
+from hexgen.scheduler.deadline import passed
 from hexgen.scheduler.traffic import Traffic
 
 Floats = npt.NDArray[np.float64]
@@ -216,7 +216,7 @@ class Pricer:
         return load is not None and not load.exact and box.high > box.low * _NARROW
 
     def _spent(self, reserve: float) -> bool:
-        return self.work <= reserve or (self._until is not None and time.monotonic() >= self._until)
+        return self.work <= reserve or passed(self._until)
 
     # ---- boxes -----------------------------------------------------------------------------------------------
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from hexgen.errors import HexgenError
 from hexgen.plan import Plan
 from hexgen.scheduler.best import computing_alike, solver_for
+from hexgen.scheduler.deadline import passed
 from hexgen.scheduler.lanes.kinds import kinds_of
 from hexgen.scheduler.lanes.program import Program
 from hexgen.scheduler.lanes.search import NEAR, Point, Search
@@ -34,7 +34,7 @@ def best_lanes(task: Task, objective: str = "throughput") -> Plan | None:
     tried = dict.fromkeys([*points[:number], *sorted(near, key=lambda point: point.pace.trip_s)[:number]])
     made: list[tuple[float, float, Plan]] = []
     for point in tried:
-        if made and task.deadline is not None and time.monotonic() > task.deadline:
+        if made and passed(task.deadline):
             break
         try:
             plan = point.plan(task, objective)

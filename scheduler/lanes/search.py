@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hexgen.plan import Plan
 from hexgen.scheduler.best import finish
+from hexgen.scheduler.deadline import passed
 from hexgen.scheduler.lanes.kinds import Shape, orders
 from hexgen.scheduler.lanes.model import Pace, Stop, StopTimes, load_of, pace, served
 from hexgen.scheduler.lanes.moves import neighbours
@@ -71,7 +71,7 @@ class Search:
         return self._points()
 
     def _over(self) -> bool:
-        return self.best > 0 and self.task.deadline is not None and time.monotonic() > self.task.deadline
+        return self.best > 0 and passed(self.task.deadline)
 
     def _regular(self, order: tuple[int, ...], top: float) -> None:
         """Steps of the rate: at the first ones some shape reaches it, from some step on none does."""
