@@ -20,7 +20,7 @@ struct Run {
 };
 
 struct Task {
-    int run;
+    int run;        // negative: nothing to do (tables of captured graphs are as long as their longest step's)
     int first_row;  // of the run's rows; tiles are equally many rows for all KV heads
     int key_begin;  // positions of the keys to look at, at most: the mask may leave fewer
     int key_end;
@@ -104,6 +104,7 @@ struct AttentionBlock {
 
     static DEVICE void run(const Attention& a) {
         const Task task = a.tasks[blockIdx.x];
+        if (task.run < 0) return;
         const Run run = a.runs[task.run];
         const int kv_head = blockIdx.y, warp = threadIdx.x / 32, warp_m = warp / WARPS_N, warp_n = warp % WARPS_N;
         const Readers readers(a, kv_head);

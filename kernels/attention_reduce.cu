@@ -2,7 +2,7 @@
 #include "attention.cuh"
 
 struct Job {
-    int run, first_row;
+    int run, first_row;  // a negative run: nothing to do
     int first_partial, partials;
 };
 
@@ -12,6 +12,7 @@ KERNEL void __launch_bounds__(128) attention_reduce(const Job* jobs, int tile_ro
     constexpr int COLUMNS = (HX_HEAD + 31) / 32;
     __shared__ float results[4][HX_HEAD], stats[4][2];
     const Job job = jobs[blockIdx.x / tile_rows];
+    if (job.run < 0) return;
     const int r = blockIdx.x % tile_rows, kv_head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x / 32;
     const Run run = a.runs[job.run];
     const Readers readers(a, kv_head);

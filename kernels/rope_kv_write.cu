@@ -10,7 +10,7 @@ KERNEL void __launch_bounds__(128) rope_kv_write(
     const void* q_norm,      // [HEAD] of T, or 0
     const void* k_norm,
     void* kv,                // the layer's pages: [pages][2][kv heads][page_size][HEAD] of T
-    const long long* slots,  // [tokens]: page * page_size + place in the page
+    const long long* slots,  // [tokens]: page * page_size + place in the page; negative: nothing is written
     long long qkv_stride,    // elements from token to token
     int tokens, int query_heads, int kv_heads, int page_size, float eps) {
     using T = HX_DTYPE;
@@ -24,6 +24,7 @@ KERNEL void __launch_bounds__(128) rope_kv_write(
     T* to = row;
     if (!is_query) {
         const long long slot = slots[token], page = slot / page_size, place = slot % page_size;
+        if (slot < 0) return;
         const int kv_head = head - query_heads - (is_value ? kv_heads : 0);
         to = (T*)kv + (((page * 2 + (is_value ? 1 : 0)) * kv_heads + kv_head) * page_size + place) * HX_HEAD;
     }

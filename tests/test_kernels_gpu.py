@@ -14,6 +14,8 @@ from test_worker_model_exactness import MAX_TOKENS, expected, prompts
 from worker_driver import LocalRank, greedy_batch
 
 from hexgen.worker.communicator import SoloCommunicator
+from hexgen.worker.decode_graphs import CudaRecorder, DecodeGraphs
+from hexgen.worker.kernels.attention import CudaAttention
 from hexgen.worker.kernels.device import KernelDevice, kernel_device
 from hexgen.worker.sampling_math import to_keys
 
@@ -60,3 +62,17 @@ def test_every_family_is_token_exact(tmp_path: Path, variant: str) -> None:
     path = make_checkpoint(tmp_path / variant, variant, head_dim=16)
     rank = LocalRank(path, SoloCommunicator(), device="cuda:0")
     assert greedy_batch(rank, prompts(), MAX_TOKENS) == expected(path)
+
+
+@pytest.mark.parametrize("variant", ["llama", "mistral", "qwen3"])
+def test_captured_decode_steps_are_token_exact(tmp_path: Path, variant: str) -> None:
+    """The same through CUDA graphs, several sizes of them, each replayed with other figures."""
+    path = make_checkpoint(tmp_path / variant, variant, head_dim=16)
+    rank = LocalRank(path, SoloCommunicator(), device="cuda:0")
+    attention = rank.stage.attention
+    assert isinstance(attention, CudaAttention)
+    recorder = CudaRecorder(rank.stage.device)
+    with torch.inference_mode():
+        rank.graphs = DecodeGraphs(rank.model, rank.stage, attention, rank.pool, rank.role, 8, recorder)
+    assert greedy_batch(rank, prompts(), MAX_TOKENS) == expected(path)
+    assert rank.replayed

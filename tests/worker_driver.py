@@ -18,6 +18,7 @@ from hexgen.worker.batch_inputs import PageTables, build_batch
 from hexgen.worker.checkpoint import Checkpoint, torch_dtype
 from hexgen.worker.communicator import Communicator, connect, connect_store, serve_store
 from hexgen.worker.config import RankConfig, RouteRole
+from hexgen.worker.decode_graphs import DecodeGraphs
 from hexgen.worker.kv import KVPool
 from hexgen.worker.stage_model import StageModel
 
@@ -102,6 +103,7 @@ class LocalRank:
         slices = split_stage(self.model, communicator.size, shares)
         config = rank_config(self.model, path, slices, communicator.rank, dtype=dtype, device=device)
         self.checkpoint = Checkpoint(path)
+        self.role = config.routes[0]
         self.stage = StageModel(config, self.checkpoint, communicator)
         self.communicator = communicator
         self.slices = slices
@@ -121,6 +123,8 @@ class LocalRank:
         self._pages: dict[int, int] = {}
         self._admitted: list[Admission] = []
         self._number = 0
+        self.graphs: DecodeGraphs | None = None  # what they take goes to them
+        self.replayed = 0
 
     def admit(self, sequence: int, prompt_tokens: int) -> None:
         self._admitted.append(Admission(sequence, SamplingParams(temperature=0.0), prompt_tokens))
@@ -138,6 +142,11 @@ class LocalRank:
         step = Step(0, self._number, (), tuple(self._admitted), tuple(segments))
         self._admitted, self._number = [], self._number + 1
         self.tables.apply(step)
+        if self.graphs is not None and self.graphs.takes(step):
+            logits = self.graphs.run(step, self.tables, None)
+            if logits is not None:
+                self.replayed += 1
+                return logits.clone()
         batch = build_batch(step, self.tables, PAGE_SIZE, self.stage.device)
         hidden = self.stage.embed(batch)
         hidden = self.stage.forward(hidden, batch, self.pool, (0, self.model.layers))

@@ -175,6 +175,7 @@ class LayerRunner:
         self._norm = RMSNorm(model.hidden_size, model.norm_eps, device)
         self._head_norm = RMSNorm(dim, model.norm_eps, device)
         operations = choose_operations(device, dtype, dim, page_size, self._heads, model.norm_eps)
+        self.attention = operations.attention
         self._attend = operations.attention.attend
         self._kernels = operations.kernels
 

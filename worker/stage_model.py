@@ -8,6 +8,7 @@ import torch
 
 from hexgen.errors import EngineError
 from hexgen.plan import Layers
+from hexgen.worker.attention_choice import Attention
 from hexgen.worker.batch_inputs import BatchInputs
 from hexgen.worker.checkpoint import Checkpoint, torch_dtype
 from hexgen.worker.communicator import Communicator
@@ -89,6 +90,11 @@ class StageModel:
         if self._model.tie_embeddings:
             return embedding, embedding
         return embedding, Part("lm_head.weight", shape, 0, *self._slice.vocab)
+
+    @property
+    def attention(self) -> Attention:
+        """The implementation that was chosen for this device."""
+        return self._runner.attention
 
     # ---- running -----------------------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ import torch
 
 from hexgen.batching.segments import SampledToken, Step
 from hexgen.errors import EngineError
-from hexgen.worker.batch_inputs import PageTables, build_batch
+from hexgen.worker.batch_inputs import BatchInputs, PageTables, build_batch
 from hexgen.worker.checkpoint import torch_dtype
 from hexgen.worker.communicator import Communicator
 from hexgen.worker.config import RankConfig, RouteRole
+from hexgen.worker.decode_graphs import DecodeGraphs, decode_graphs
 from hexgen.worker.kv import KVPool
 from hexgen.worker.report import StepClock
 from hexgen.worker.sampler import Sampler
@@ -35,6 +36,7 @@ class _RouteState:
     pool: KVPool
     tables: PageTables
     sampler: Sampler | None
+    graphs: DecodeGraphs | None  # where decode steps are captured
 
 
 class StepRunner:
@@ -45,24 +47,23 @@ class StepRunner:
         self._model = model
         self._page_size = config.page_size
         self._device = torch.device(config.device)
-        part = config.slices[config.rank]
-        self._routes = {
-            role.route: _RouteState(
-                role,
-                KVPool(
-                    role.pages,
-                    config.page_size,
-                    role.layers[1] - role.layers[0],
-                    part.n_kv_heads,
-                    config.model.head_dim,
-                    torch_dtype(config.dtype),
-                    self._device,
-                ),
-                PageTables(role.pages, config.page_size, config.model.vocab_size),
-                Sampler(config, communicator) if role.samples else None,
-            )
-            for role in config.routes
-        }
+        self._routes = {role.route: self._state(config, role, communicator) for role in config.routes}
+
+    def _state(self, config: RankConfig, role: RouteRole, communicator: Communicator) -> _RouteState:
+        pool = KVPool(
+            role.pages,
+            config.page_size,
+            role.layers[1] - role.layers[0],
+            config.slices[config.rank].n_kv_heads,
+            config.model.head_dim,
+            torch_dtype(config.dtype),
+            self._device,
+        )
+        tables = PageTables(role.pages, config.page_size, config.model.vocab_size)
+        sampler = Sampler(config, communicator) if role.samples else None
+        return _RouteState(
+            role, pool, tables, sampler, decode_graphs(config, self._model, communicator, pool, role)
+        )
 
     @property
     def kv_bytes(self) -> int:
@@ -83,22 +84,32 @@ class StepRunner:
             return StepResult(None, ())
         if not state.role.embeds and (hidden is None or hidden.shape[0] != step.tokens):
             raise EngineError("the hidden states do not match the step's tokens", where=where)
-        batch = build_batch(step, state.tables, self._page_size, self._device)
+        result = None
         started = time.perf_counter()
-        if state.role.embeds:
-            hidden = self._model.embed(batch)
-        if hidden is None:
-            raise EngineError("hidden states are missing", where=where)
-        hidden = self._model.forward(hidden, batch, state.pool, state.role.layers)
+        if state.graphs is not None and state.graphs.takes(step):
+            result = state.graphs.run(step, state.tables, hidden)
+        if result is None:
+            batch = build_batch(step, state.tables, self._page_size, self._device)
+            started = time.perf_counter()
+            result = self._compute(state, batch, hidden)
         if state.sampler is None:
             self.clock.compute_s += time.perf_counter() - started
-            return StepResult(hidden, ())
-        sampled = step.sampled
-        logits = self._model.logits(batch.rows_to_sample(hidden)) if sampled else None
+            return StepResult(result, ())
         if (
             self._device.type == "cuda"
         ):  # the sampler waits for it anyhow; this way the wait is counted where it is
             torch.cuda.current_stream(self._device).synchronize()
         self.clock.compute_s += time.perf_counter() - started
-        tokens = state.sampler.sample(logits, sampled) if logits is not None else None
+        tokens = state.sampler.sample(result, step.sampled) if step.sampled else None
         return StepResult(None, tuple(tokens or ()))
+
+    def _compute(self, state: _RouteState, batch: BatchInputs, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states ``[tokens, hidden]`` for the next stage, or, where the route is sampled, the logits."""
+        if state.role.embeds:
+            hidden = self._model.embed(batch)
+        if hidden is None:
+            raise EngineError("hidden states are missing", where=f"route {state.role.route}")
+        hidden = self._model.forward(hidden, batch, state.pool, state.role.layers)
+        if state.sampler is None or not batch.sampled:
+            return hidden
+        return self._model.logits(batch.rows_to_sample(hidden))

@@ -23,6 +23,9 @@ RESERVED_BYTES = 1024
 # A task's fixed cost, in keys' worth of reading: its own start and the reduction's read of what it leaves.
 TASK_COST_KEYS = 128
 MOST_WAVES = 8
+# Of a captured step, whose grid is as large as its largest step's: what is not used costs little, but not nothing.
+GRAPH_WAVES = 2
+UNUSED = -1  # instead of a run, in tables that are longer than the step: the block has nothing to do
 NO_END = np.iinfo(np.int32).max
 
 
@@ -173,11 +176,12 @@ def plan_tasks(
     window: int | None,
     slots: int,
     first_run: int = 0,
+    most_waves: int = MOST_WAVES,
 ) -> Tasks:
     """Tiles of rows, and ranges of keys where there are too few tiles to fill the card.
 
     ``readers``: query heads of each KV head; ``slots``: blocks that run at once on the card; ``first_run``: number
-    of ``runs[0]`` in the step's table of runs.
+    of ``runs[0]`` in the step's table of runs; ``most_waves``: of tasks that splitting may make.
     """
     group, kv_heads = max(readers), len(readers)
     uneven = min(readers) < group
@@ -191,7 +195,7 @@ def plan_tasks(
             end = run.start + last_token
             begin = 0 if window is None else max(0, run.start + first_token - window + 1)
             tiles.append((index, first_row, begin, end))
-    chunk = choose_chunk([end - begin for _, _, begin, end in tiles], kv_heads, slots, shape.keys)
+    chunk = choose_chunk([end - begin for _, _, begin, end in tiles], kv_heads, slots, shape.keys, most_waves)
     tasks: list[tuple[int, int, int, int, int]] = []
     costs: list[int] = []
     jobs: list[tuple[int, int, int, int]] = []
@@ -216,14 +220,24 @@ def plan_tasks(
     return Tasks(table, np.array(jobs, dtype=np.int32).reshape(-1, 4), partials)
 
 
-def choose_chunk(keys: Sequence[int], kv_heads: int, slots: int, tile_keys: int) -> int:
-    """Keys of a task at most: of the lengths that would make 1 ... 8 full waves of tasks, the one whose waves end
-    first. Waves are taken as equally long as their longest task, each with a fixed cost.
+def most_decode_tasks(sequences: int, shape: Tiling, readers: Sequence[int], slots: int) -> tuple[int, int]:
+    """How many tasks and jobs ``plan_tasks`` makes at most of so many single tokens in ``GRAPH_WAVES``: a tile is
+    cut into ceil(its keys / chunk) pieces, and a chunk is at least (all keys x KV heads) / (waves x slots).
+    """
+    tiles = sequences * -(-max(readers) // shape.rows)
+    return tiles + -(-GRAPH_WAVES * slots // len(readers)), tiles
+
+
+def choose_chunk(
+    keys: Sequence[int], kv_heads: int, slots: int, tile_keys: int, most_waves: int = MOST_WAVES
+) -> int:
+    """Keys of a task at most: of the lengths that would make 1 ... ``most_waves`` full waves of tasks, the one
+    whose waves end first. Waves are taken as equally long as their longest task, each with a fixed cost.
     """
     lengths = np.maximum(np.array(keys, dtype=np.int64), 1)
     best = int(lengths.max(initial=1))
     best_cost = None
-    for waves in range(1, MOST_WAVES + 1):
+    for waves in range(1, most_waves + 1):
         wanted = -(-int(lengths.sum()) * kv_heads // (waves * slots))
         chunk = max(1, -(-wanted // tile_keys)) * tile_keys
         pieces = -(-lengths // chunk)

@@ -10,10 +10,18 @@ import torch
 
 from hexgen.worker.attention import HeadLayout, write_kv
 from hexgen.worker.batch_inputs import BatchInputs
-from hexgen.worker.kernels.arithmetic import Tasks, Tiling, attention_kernel, tiling
+from hexgen.worker.kernels.arithmetic import (
+    GRAPH_WAVES,
+    Tasks,
+    Tiling,
+    attention_kernel,
+    most_decode_tasks,
+    plan_tasks,
+    tiling,
+)
 from hexgen.worker.kernels.device import KernelDevice, Launch
 from hexgen.worker.kernels.source import KernelSpec
-from hexgen.worker.kernels.step import Readers, host_tables
+from hexgen.worker.kernels.step import Readers, decode_runs, host_tables
 from hexgen.worker.kv import KVLayer
 
 
@@ -143,6 +151,32 @@ class CudaAttention:
             )
             batch.memo[("cuda attention", window)] = known
         return known
+
+    # ---- decode steps in fixed places, for captured graphs -----------------------------------------------
+
+    def most_decode_tasks(self, sequences: int) -> tuple[int, int]:
+        """Tasks and jobs of a step of so many single tokens, at most."""
+        return most_decode_tasks(sequences, self._short.shape, self._readers.counts, self._short.slots)
+
+    def decode_tasks(self, batch: BatchInputs, window: int | None) -> Tasks:
+        """Of a batch of single tokens, as many as ``most_decode_tasks`` says at most."""
+        shapes, shape = decode_runs(batch), self._short.shape
+        return plan_tasks(shapes, shape, self._readers.counts, window, self._short.slots, most_waves=GRAPH_WAVES)
+
+    def fix_tables(
+        self,
+        batch: BatchInputs,
+        window: int | None,
+        runs: torch.Tensor,
+        pages: torch.Tensor,
+        tasks: torch.Tensor,
+        jobs: torch.Tensor,
+    ) -> None:
+        """From now on ``attend`` reads these for ``batch``, whatever is in them when it runs: runs ``[n, 4]``,
+        tasks ``[most, 5]`` and jobs ``[most, 4]`` int32, of which the unused begin with ``UNUSED``.
+        """
+        part = _Part(self._short, tasks, jobs, partials=tasks.shape[0])
+        batch.memo[("cuda attention", window)] = _Tables(runs, pages, (part,))
 
     @staticmethod
     def _part(tasks: Tasks, kernel: _Kernel, device: torch.device) -> _Part:

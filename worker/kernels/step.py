@@ -57,6 +57,11 @@ def is_short(length: int, group: int) -> bool:
     return length == 1 or length * group <= 16
 
 
+def decode_runs(batch: BatchInputs) -> list[RunShape]:
+    """The single tokens of a batch, in the order of their rows."""
+    return [RunShape(1, at) for at in batch.decodes.positions]
+
+
 def host_tables(
     batch: BatchInputs,
     window: int | None,
