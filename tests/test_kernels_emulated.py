@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from attention_cases import MIXED, TOLERANCE, AttentionCase, Built, build, check
 from emulated_kernels import COMPILER, EmulatedDevice
 from test_kernels_arithmetic import LIMITS
+from test_worker_sampler import admission, make_sampler, sample
 from worker_driver import LocalRank, greedy_batch
 
-from hexgen.worker import layers
+from hexgen.request import SamplingParams
+from hexgen.worker import layers, sampler
 from hexgen.worker.attention import HeadLayout, row_numbers
 from hexgen.worker.attention_choice import Operations
 from hexgen.worker.communicator import SoloCommunicator
@@ -188,6 +190,20 @@ def test_candidates_are_the_samplers_keys() -> None:
     for count in (1, 50, 999, 1000):
         found = candidates.top_keys(tensor, count, 77).numpy()
         assert np.array_equal(np.sort(found, axis=1), np.sort(keys, axis=1)[:, 1000 - count :])
+
+
+def test_the_sampler_by_kernel_and_by_torch_choose_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy rows alone, and among drawn ones; equal logits too."""
+    greedy, drawn = SamplingParams(temperature=0), SamplingParams(temperature=1.0, top_k=5, seed=3)
+    logits = torch.randint(-9, 9, (4, 2000), generator=torch.Generator().manual_seed(1)).float()
+    for params in ((greedy,) * 4, (greedy, drawn, greedy, drawn)):
+        asked = [admission(i, p) for i, p in enumerate(params)]
+        found = []
+        for chosen in (None, CudaCandidates(EmulatedDevice(LIMITS[90], SLOTS))):  # type: ignore[arg-type]
+            monkeypatch.setattr(sampler, "choose_candidates", lambda _, chosen=chosen: chosen)
+            found.append(sample(make_sampler(), logits, asked))
+        assert found[0] is not None
+        assert found[0] == found[1]
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ from hexgen.worker.batch_inputs import BatchInputs, Ints
 from hexgen.worker.kernels.arithmetic import supported
 from hexgen.worker.kernels.attention import CudaAttention
 from hexgen.worker.kernels.device import kernel_device
-from hexgen.worker.kernels.layer import CudaLayerKernels
+from hexgen.worker.kernels.layer import CudaCandidates, CudaLayerKernels
 from hexgen.worker.kv import KVLayer
 
 # "cuda" (the default on CUDA devices), "sdpa" or "reference": for comparisons and in search of a defect.
@@ -120,3 +120,15 @@ def choose_operations(
     except EngineError as error:
         _log.warning("%s: torch's SDPA over gathered pages serves, not the CUDA kernels: %s", device, error)
         return Operations(SdpaAttention(), None)
+
+
+def choose_candidates(device: torch.device) -> CudaCandidates | None:
+    """The kernels that reduce logits, on a CUDA device that can have them; None: torch does (the log has said why,
+    when attention was chosen).
+    """
+    if device.type != "cuda" or os.environ.get(VARIABLE, "cuda") != "cuda":
+        return None
+    try:
+        return CudaCandidates(kernel_device(device))
+    except EngineError:
+        return None

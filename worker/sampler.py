@@ -14,6 +14,7 @@ import torch
 from hexgen.batching.segments import SampledToken, Segment, Step
 from hexgen.errors import EngineError
 from hexgen.request import TokenLogprobs
+from hexgen.worker.attention_choice import choose_candidates
 from hexgen.worker.communicator import Communicator
 from hexgen.worker.config import RankConfig
 from hexgen.worker.sampling_math import PAD, choose, key_ids, select, to_keys
@@ -34,6 +35,7 @@ class Sampler:
         self._widest = max(b - a for a, b in self._shards)
         self._vocab_size = config.model.vocab_size
         self._device = torch.device(config.device)
+        self._candidates = choose_candidates(self._device)
         self._sequences: dict[int, SequenceState] = {}
         self.gathered_rows = 0  # rows whose logits had to be gathered whole, since the start
 
@@ -106,6 +108,12 @@ class Sampler:
         """The key of the largest logit of each row of this shard."""
         if not rows or local_logits.shape[1] == 0:
             return np.full(len(rows), PAD)
+        if self._candidates is not None:
+            chosen = None
+            if len(rows) < local_logits.shape[0]:
+                chosen = torch.tensor(rows, dtype=torch.int64).to(local_logits.device)
+            keys: Ints = self._candidates.greedy(local_logits, chosen, self._shard[0]).cpu().numpy()
+            return keys
         if local_logits.device.type == "cpu":
             array = self._on_host(local_logits, rows)
             ids = array.argmax(axis=1)  # several times faster than torch's
