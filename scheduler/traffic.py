@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from hexgen.batching.policy import PREFILL_CHUNK_FLOOR
+from hexgen.batching.policy import PREFILL_CHUNK_FLOOR, PREFILL_ROUNDS
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions
 from hexgen.scheduler.lengths import mean_age
@@ -93,9 +93,10 @@ class Traffic:
         """Prompt tokens that a step takes while sequences decode and prompts come one at a time.
 
         As `hexgen.batching.policy` has it: on one stage all that fit beside the decodes; on a pipeline a prompt is
-        dealt over a whole round of ``depth`` steps, in chunks not below the policy's floor.
+        dealt over rounds of ``depth`` steps, in chunks not below the policy's floor.
         """
-        dealt = self.prompt if depth == 1 else max(PREFILL_CHUNK_FLOOR, self.prompt / depth)
+        steps = depth * PREFILL_ROUNDS
+        dealt = self.prompt if depth == 1 else max(PREFILL_CHUNK_FLOOR, self.prompt / steps)
         return min(float(self.token_budget), self.prompt, dealt)
 
     @property

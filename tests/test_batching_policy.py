@@ -9,6 +9,7 @@ import pytest
 from batching_route import PaperRoute
 
 from hexgen.batching.batcher import Batcher, BatchLimits
+from hexgen.batching.policy import PREFILL_CHUNK_FLOOR, PREFILL_ROUNDS
 from hexgen.batching.segments import SampledToken, SegmentKind, Step
 from hexgen.errors import EngineError, RequestError, SpecError
 from hexgen.request import SamplingParams, TokenEvent, TokenLogprobs
@@ -128,6 +129,24 @@ def test_pending_prompts_are_dealt_over_an_idle_pipeline() -> None:
     for number in range(8):
         batcher.add(number, prompt(100, number), LONG)
     assert [step_of(batcher).tokens, step_of(batcher).tokens] == [400, 400]
+
+
+def test_beside_decodes_prompts_are_dealt_over_rounds() -> None:
+    """So that what came in a bunch leaves in steps of one size; what is next to nothing waits for nobody."""
+    limits = BatchLimits(pages=3000, page_size=16, token_budget=2048, max_sequences=64, max_context=3000, depth=2)
+    batcher = decoding(4, limits)
+    for number in range(8):
+        batcher.add(10 + number, prompt(1000, number), LONG)
+    under_way, sizes, pending = [], [], 8000
+    while pending > 0:
+        if len(under_way) == limits.depth:
+            finish(batcher, under_way.pop(0))
+        under_way.append(step_of(batcher))
+        segments = under_way[-1].segments
+        sizes.append(sum(s.end - s.start for s in segments if s.kind is SegmentKind.PREFILL))
+        assert sizes[-1] == min(pending, max(PREFILL_CHUNK_FLOOR, -(-pending // (2 * PREFILL_ROUNDS))))
+        pending -= sizes[-1]
+    assert sizes[0] == 500
 
 
 def test_small_prompts_are_not_dealt() -> None:

@@ -14,6 +14,10 @@ PREFILL_RESERVE = 1 / 8
 # A pipeline's prefill is not dealt into chunks below this many tokens. Around 100 to 300 tokens, a matrix product
 # turns from bandwidth-bound to compute-bound on current devices; smaller chunks would only read the weights again.
 PREFILL_CHUNK_FLOOR = 128
+# Rounds of a pipeline's steps that what waits for prefill is dealt over. Prompts come in bunches; a queue this long
+# evens them out, and steps of equal size hold each other up least. More rounds serve no more in simulation, and none
+# of 1 to 16 makes first tokens later, for what waits is worked off at the pipeline's pace either way.
+PREFILL_ROUNDS = 8
 
 Choice = tuple[SequenceState, int]  # a running sequence, and how many of its tokens to compute
 
@@ -65,7 +69,7 @@ def _prefill_tokens(table: SequenceTable, limits: BatchLimits, in_flight: int, d
 
     One large chunk would keep one stage busy and the others idle. Where sequences decode, the route's steps go
     round without a pause, and the longest of them holds up the others at every stage: what could be computed now
-    is dealt over a whole round of ``depth`` steps. Else it is dealt over those that may still be sent before one
+    is dealt over several rounds of ``depth`` steps. Else it is dealt over those that may still be sent before one
     returns.
     """
     budget = limits.token_budget - decodes
@@ -74,7 +78,7 @@ def _prefill_tokens(table: SequenceTable, limits: BatchLimits, in_flight: int, d
     steps = limits.depth - in_flight
     waiting = table.waiting_tokens
     if decodes > 0:
-        steps = limits.depth
+        steps = limits.depth * PREFILL_ROUNDS
         # What no page is free for is not coming soon: counting it would make the next prompt's chunks large.
         waiting = min(waiting, _room(table) * table.page_size)
     if steps == 1:
