@@ -14,9 +14,9 @@ PREFILL_RESERVE = 1 / 8
 # A pipeline's prefill is not dealt into chunks below this many tokens. Around 100 to 300 tokens, a matrix product
 # turns from bandwidth-bound to compute-bound on current devices; smaller chunks would only read the weights again.
 PREFILL_CHUNK_FLOOR = 128
-# Rounds of a pipeline's steps that what waits for prefill is dealt over. Prompts come in bunches; a queue this long
-# evens them out, and steps of equal size hold each other up least. More rounds serve no more in simulation, and none
-# of 1 to 16 makes first tokens later, for what waits is worked off at the pipeline's pace either way.
+# Rounds of a pipeline's steps that what waits for prefill is dealt over. Prompts come in bunches; a queue evens
+# them out, and steps of equal size hold each other up least. In simulation (LLaMA-2-70B on unlike pipelines of 2
+# to 16 stages) 8 rounds served up to 9 % more than one and first tokens came no later; 16 served about the same.
 PREFILL_ROUNDS = 8
 
 Choice = tuple[SequenceState, int]  # a running sequence, and how many of its tokens to compute
