@@ -52,6 +52,7 @@ bench: setup
 
 bench-kernels: setup
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/decode.py --transformers
 
 bench-planner: setup
 	$(BIN)/python benchmarks/planner.py --docs
