@@ -88,7 +88,7 @@ def by_transformers(model: str, dtype: DType, device: str, batch: int, context: 
     def run() -> None:
         with torch.inference_mode():
             net(token, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1).cpu()
-            cache.crop(context - 1)
+            cache.crop(-1)
 
     return run
 
