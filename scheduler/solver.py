@@ -27,6 +27,7 @@ from hexgen.scheduler.traffic import Traffic
 
 Goal = Literal["throughput", "latency", "slo"]
 Order = tuple[int, ...]
+Rank = tuple[str, int, tuple[float, ...], int]
 
 _ALL_ORDERS = 4  # groups: up to this many, every order is tried
 _DECIDED_ORDERS = 2  # of more, the best after a quick look are worked out
@@ -60,13 +61,15 @@ class RouteSolver:
         self.found: list[Solution] = []  # routes worked out, in that order: what a packing may choose from
         self._memory: dict[object, tuple[Order, Division, float] | None] = {}
         self._links: dict[tuple[int, int, Link, bool], EdgeCost] = {}
+        self._ranks: dict[int, Rank] = {}
 
     def best(self, groups: Sequence[Group]) -> Solution | None:
         """The best route that uses every one of ``groups``; None where the model does not fit in them so."""
         if not groups or len(groups) > self.cost.model.layers:
             return None
         profiles = [self.cost.profile(group.shape) for group in groups]
-        ordered = sorted(range(len(groups)), key=lambda i: (profiles[i].id, groups[i].place, groups[i].devices))
+        ranks = [self._rank(profile) for profile in profiles]
+        ordered = sorted(range(len(groups)), key=lambda i: (ranks[i], groups[i].place, groups[i].devices))
         groups = [groups[i] for i in ordered]
         profiles = [profiles[i] for i in ordered]
         key = self._key(groups, profiles)
@@ -76,6 +79,15 @@ class RouteSolver:
             if (new := self._solution(groups, self._memory[key])) is not None:
                 self.found.append(new)
         return self._solution(groups, self._memory[key])
+
+    def _rank(self, profile: StageProfile) -> Rank:
+        """Profiles are numbered as they are met; ranks put them in an order that no history changes."""
+        found = self._ranks.get(profile.id)
+        if found is None:
+            shape = profile.shape
+            found = shape.devices[0].name, shape.width, shape.shares or (), profile.id
+            self._ranks[profile.id] = found
+        return found
 
     def _solution(self, groups: Sequence[Group], found: tuple[Order, Division, float] | None) -> Solution | None:
         if found is None:
@@ -177,14 +189,14 @@ class RouteSolver:
         for i, group in enumerate(groups):
             by_area.setdefault(self.topology.areas[group.place], []).append(i)
         for members in by_area.values():
-            lead = {group_place: profiles[i].id for i in members for group_place in (groups[i].place,)}
+            lead = {groups[i].place: self._rank(profiles[i]) for i in members}
             members.sort(key=lambda i: (lead[groups[i].place], groups[i].place, groups[i].devices))
         names = list(by_area)
         seen: set[Order] = set()
         for start in names[:_STARTS]:
             path = self._nearest(start, {name: groups[by_area[name][0]].place for name in names})
             base = [i for name in path for i in by_area[name]]
-            for order in _with_ends(base, by_area[path[0]], by_area[path[-1]], profiles):
+            for order in _with_ends(base, by_area[path[0]], by_area[path[-1]], groups, profiles):
                 if order not in seen:
                     seen.add(order)
                     yield order
@@ -204,16 +216,31 @@ def _slowness(link: Link) -> float:
 
 
 def _with_ends(
-    base: list[int], first_area: Sequence[int], last_area: Sequence[int], profiles: Sequence[StageProfile]
+    base: list[int],
+    first_area: Sequence[int],
+    last_area: Sequence[int],
+    groups: Sequence[Group],
+    profiles: Sequence[StageProfile],
 ) -> Iterator[Order]:
-    """The order itself, then with other first and last stages: one of each profile of the areas at the ends."""
+    """The order itself, then with other first and last stages: one of each profile of the areas at the ends.
+
+    A stage that becomes an end takes its node along: alone it would cost two more ways between nodes.
+    """
     firsts = [base[0], *_one_each(first_area, profiles)][: _ENDS + 1]
     lasts = [base[-1], *_one_each(tuple(reversed(last_area)), profiles)][: _ENDS + 1]
     for first in firsts:
         for last in lasts:
-            if first != last or len(base) == 1:
-                middle = [i for i in base if i not in (first, last)]
-                yield (first, *middle, last) if len(base) > 1 else (first,)
+            if first == last:
+                if len(base) == 1:
+                    yield (first,)
+                continue
+            start, end = groups[first].place, groups[last].place
+            # With both ends in one node, the rest of it stays with the first.
+            inner = [i for i in base if i not in (first, last)]
+            front = [i for i in inner if groups[i].place == start]
+            back = [i for i in inner if groups[i].place == end != start]
+            middle = [i for i in inner if groups[i].place not in (start, end)]
+            yield (first, *front, *middle, *back, last)
 
 
 def _one_each(members: Sequence[int], profiles: Sequence[StageProfile]) -> list[int]:
