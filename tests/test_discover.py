@@ -17,15 +17,16 @@ from scheduler_clusters import WORKLOAD, tiny_model
 
 from hexgen.catalogue import DEVICE_TYPES
 from hexgen.cluster import load_cluster, parse_cluster
+from hexgen.deploy.facts import LAB_MEMORY_VARIABLE
 from hexgen.discover.cgroups import cpu_quota, hidden, memory_room
 from hexgen.discover.describe import cluster_text, described, link_of
 from hexgen.discover.kinds import ALIKE, cpu_kinds
-from hexgen.discover.machine import parse_smi, visible
+from hexgen.discover.machine import look, parse_smi, visible
 from hexgen.discover.names import natural, node_names
 from hexgen.discover.nvml import nvml_gpus
 from hexgen.discover.records import AllReduce, Gpu, Machine, Measured, Speeds, Wire
 from hexgen.discover.rounds import rounds
-from hexgen.discover.survey import Found, Survey, Surveyor, one_of_each_machine, survey
+from hexgen.discover.survey import Found, Survey, Surveyor, busy_remark, one_of_each_machine, survey
 from hexgen.errors import DeploymentError, EngineError
 from hexgen.plan import EngineOptions
 from hexgen.scheduler import plan
@@ -233,6 +234,33 @@ def test_types_hold_nodes_that_measure_alike(paces: list[tuple[float, int]]) -> 
             assert 0.99 / ALIKE <= device.fp32_flops / node.measured.speeds.flops["float32"] <= 1.01 * ALIKE
 
 
+def test_equal_nodes_of_one_machine_are_one_type_whatever_load_made_of_them() -> None:
+    def node(name: str, pace: float, quota: float) -> Found:
+        made = found(name, pace, boot="one")
+        return replace(made, machine=replace(made.machine, cpu_quota=quota))
+
+    kinds = cpu_kinds([node("a", 0.2, 0.2), node("b", 0.3, 0.2), node("c", 0.3, 0.4), node("d", 0.41, 0.4)])
+    assert sorted(kind.nodes for kind in kinds) == [("b", "a"), ("d", "c")]
+
+
+def test_a_busy_machine_is_said() -> None:
+    measured = found("a").measured
+    assert measured is not None
+    assert busy_remark("a", measured) == ""
+    assert "1.4 cores" in busy_remark("a", replace(measured, others=1.4))
+    slowed = replace(measured, speeds=replace(measured.speeds, disturbance=2.0))
+    assert "2.0 times as long" in busy_remark("a", slowed)
+
+
+def test_a_laboratory_s_node_has_the_memory_that_the_laboratory_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LAB_MEMORY_VARIABLE, "40000000")
+    machine = look()
+    for threads, devices in ((4, 1), (1, 4)):
+        node = replace(found("a", cpus=4), machine=machine)
+        made = described("c", Survey((node,)), threads=threads).cluster.nodes[0]
+        assert (made.count, made.memory_bytes) == (devices, 40_000_000)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(2, 9), st.floats(1e-4, 1e-2), st.floats(1.2, 50))
 def test_the_planner_s_all_reduce_over_the_link_takes_what_was_measured(w: int, small: float, more: float) -> None:
@@ -339,6 +367,7 @@ class FakeAsker:
 def surveyor_of(*nodes: str, failing: tuple[str, str]) -> Surveyor:
     measured = found("x").measured
     answers: dict[tuple[str, str], Any] = {("measure", name): measured for name in nodes}
+    answers |= {("prepare", name): None for name in nodes}
     answers |= {("wire", name): Wire(1e-3, 1e8, 3, 1 << 20) for name in nodes}
     answers.pop(failing, None)
     asked = [replace(found(name), measured=None) for name in nodes]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +21,10 @@ from scheduler_clusters import WORKLOAD, tiny_model
 from hexgen.catalogue import DEVICE_TYPES, LINKS
 from hexgen.cluster import Cluster, Link, Node, load_cluster
 from hexgen.discover import calibrate as calibration
-from hexgen.discover import timing, wires
+from hexgen.discover import loops, timing, wires
 from hexgen.discover.points import decode_load, prefill_load, step_of
 from hexgen.discover.table import Timed, table_text
-from hexgen.discover.timing import Stopwatch, least_quarter
+from hexgen.discover.timing import Others, Stopwatch, least_quarter
 from hexgen.errors import SpecError
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions
@@ -64,6 +68,23 @@ def test_the_least_quarter(times: list[float]) -> None:
     found = least_quarter(times)
     assert sum(time < found for time in times) <= len(times) / 4
     assert sum(time <= found for time in times) > len(times) / 4
+
+
+def test_what_others_do_on_this_machine_is_counted() -> None:
+    with Others() as others:
+        program = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
+        try:
+            time.sleep(0.5)
+        finally:
+            program.kill()
+            program.wait()
+    assert others.cores > 0.1  # one that wants a whole core, however busy the machine is
+    with Others() as rest:
+        own_s, began = time.process_time(), time.perf_counter()
+        while time.process_time() < own_s + 0.3:
+            pass
+        own = 0.3 / (time.perf_counter() - began)
+    assert rest.cores < (os.cpu_count() or 1) - own + 0.2  # our own work is not others'
 
 
 # ---- an edge ---------------------------------------------------------------------------------------------------
@@ -128,6 +149,9 @@ def timed(model: ModelSpec) -> Iterator[Timed]:
     patch.setattr(calibration, "WINDOW_S", 0.0)
     patch.setattr(calibration, "DECODE_SEQUENCES", (1, 4))
     patch.setattr(calibration, "PREFILL_TOKENS", (16, 64))
+    patch.setattr(calibration, "LOOP_SEQUENCES", (1, 4))
+    patch.setattr(loops, "WARM_UP_S", 0.02)
+    patch.setattr(loops, "WINDOW_S", 0.1)
     yield Timed(CPU, "here", calibration.calibrate(model, "float32", "cpu", 1, 60.0))
     patch.undo()
 
@@ -161,14 +185,27 @@ def test_the_table_holds_what_was_timed_and_the_planner_takes_it(
     stage = cost.profile(GroupShape((CPU,), LINKS["shm"]))
     load = replace(traffic_of(model, WORKLOAD, OPTIONS).decode_load(4.0), attended=4 * 128.0)
     assert stage.layer_s(load) == pytest.approx(found.decode[1][1], rel=0.01)
-    alone = stage.fixed_s(load, False, False)
-    assert alone == pytest.approx(found.step[1], rel=0.01)
-    assert stage.fixed_s(load, False, True) - alone == pytest.approx(found.sample[1], rel=0.02)
-    batching_s = stage.figures.batching_s
-    assert stage.fixed_s(load, True, False) - alone - batching_s == pytest.approx(found.embed[0], rel=0.02)
+    assert found.loops is not None
+    batching_s, passing_s = found.loops.batching[1], found.loops.passing[1]
+    middle = stage.fixed_s(load, False, False)
+    assert middle == pytest.approx(found.step[1] + passing_s, rel=0.01)
+    assert stage.fixed_s(load, False, True) - middle == pytest.approx(found.sample[1], rel=0.02)
+    first = stage.fixed_s(load, True, False)
+    assert first - middle == pytest.approx(batching_s + found.embed[0], rel=0.02)
+    alone = stage.fixed_s(load, True, True)  # nobody to take from and to pass on to
+    assert alone == pytest.approx(found.step[1] + batching_s + found.embed[0] + found.sample[1], rel=0.02)
     edge = cost.edge(stage, stage, Link(1e8, 2e-3))
     assert edge.delay_s == pytest.approx(2e-3 + 50e-6)
     assert edge.token_s == pytest.approx(4 * model.hidden_size / 1e8)
+
+
+def test_the_engine_s_loop_costs_something_and_more_for_more_sequences(timed: Timed) -> None:
+    """More answers take longer; a step from another stage is received, read and answered: 10 us at the least."""
+    found = timed.calibration.loops
+    assert found is not None
+    assert found.sequences == (1, 4)
+    assert 10e-6 < found.batching[0] <= found.batching[1] < 0.1
+    assert 10e-6 < found.passing[0] <= found.passing[1] < 0.1
 
 
 def test_half_the_speed_takes_twice_as_long(table_file: Path, model: ModelSpec) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Set (to anything): tracebacks of our own errors, and a local Ray instance keeps its logs.
 DEBUG_VARIABLE = "HEXGEN_DEBUG"
+# On a node of a laboratory: bytes that each of its devices has. Its control group has more, for interpreters.
+LAB_MEMORY_VARIABLE = "HEXGEN_LAB_MEMORY"
 
 
 def debugging() -> bool:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 
 from hexgen.batching.segments import Step
+from hexgen.discover.loops import LoopTimes, loop_times
 from hexgen.discover.points import (
     DECODE_SEQUENCES,
     PREFILL_TOKENS,
@@ -41,7 +42,11 @@ from hexgen.worker.stage_model import StageModel
 
 PAGE_SIZE = 16  # as `EngineOptions` has it
 TOKEN_BUDGET = 512
-LAYERS = 4
+LEAST_LAYERS, PREFILL_LAYERS = 4, 4
+# A CPU's caches must not keep one step's weights to the next unless they would in service: layers of so many bytes
+# are held, or all that the model has. A prompt's products are bound by arithmetic: fewer will do.
+HELD_BYTES = 64 << 20
+LOOP_SEQUENCES = (1, 4, 16, 64)
 MEMORY_SHARE = 0.25  # of what is free: for weights, and as much again for keys and values
 WINDOW_S = 0.12
 BLOCK = 1 << 20  # elements of random numbers, repeated to fill larger tensors
@@ -64,6 +69,7 @@ class Calibration:
     disturbance: float
     seconds: float
     said: tuple[str, ...] = field(default=())
+    loops: LoopTimes | None = None  # the engine's own loop; None on a GPU
 
 
 class RandomWeights:
@@ -117,8 +123,12 @@ def smoothed(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
     return found[::-1]
 
 
-def calibrate(model: ModelSpec, dtype: DType, device: str, threads: int, limit_s: float) -> Calibration:
+def calibrate(
+    model: ModelSpec, dtype: DType, device: str, threads: int, limit_s: float, host: str = "127.0.0.1"
+) -> Calibration:
     """Time ``model`` on ``device`` ("cpu", "cuda:0"); after ``limit_s`` the larger points are left out.
+
+    ``host``: an address of this machine, for the loop's own sockets.
 
     Raises ``EngineError`` where not even two layers fit into memory.
     """
@@ -129,9 +139,21 @@ def calibrate(model: ModelSpec, dtype: DType, device: str, threads: int, limit_s
     try:
         with torch.inference_mode():
             found = _Bench(model, dtype, device, threads).run(started + limit_s)
+            if device == "cpu":
+                found = replace(found, loops=_loops(model, dtype, threads, host))
         return replace(found, seconds=time.monotonic() - started)
     finally:
         torch.set_num_threads(before)
+
+
+def _loops(model: ModelSpec, dtype: DType, threads: int, host: str) -> LoopTimes:
+    """Processor time as time on the wall: the loop has one thread at a time."""
+    share = cpu_share(min(1, threads))
+    found = loop_times(model, dtype, host, LOOP_SEQUENCES)
+    batching, passing = (
+        smoothed([[seconds / share for seconds in row]])[0] for row in (found.batching, found.passing)
+    )
+    return LoopTimes(found.sequences, batching, passing)
 
 
 class _Bench:
@@ -144,7 +166,7 @@ class _Bench:
         self._watch = Stopwatch(threads, 1.0 if on_gpu else cpu_share(threads), sync)
         room = int(_free_bytes(self._device) * MEMORY_SHARE)
         layer_bytes = model.layer_parameters * DTYPE_BYTES[dtype]
-        self._layers = min(LAYERS, model.layers, room // layer_bytes)
+        self._layers = min(max(LEAST_LAYERS, -(-HELD_BYTES // layer_bytes)), model.layers, room // layer_bytes)
         if self._layers < min(2, model.layers):
             raise EngineError(f"too little memory free to time layers of {layer_bytes} bytes")
         self._contexts = contexts(model.max_context)
@@ -166,8 +188,8 @@ class _Bench:
         self._sampler = Sampler(config, solo)
         self._rope = RotaryEmbedding(model, torch_dtype(dtype), self._device)
         shape = (part[0].n_kv_heads, model.head_dim, torch_dtype(dtype), self._device)
-        self._pool = KVPool(self._pages, PAGE_SIZE, self._layers, *shape)
-        self._one = KVPool(self._pages, PAGE_SIZE, 1, *shape)
+        some = {1, min(self._layers, PREFILL_LAYERS), self._layers}
+        self._pools = {layers: KVPool(self._pages, PAGE_SIZE, layers, *shape) for layers in some}
         self._sequences = 0
 
     def run(self, deadline: float) -> Calibration:
@@ -237,7 +259,8 @@ class _Bench:
         """Of one layer; what layers share is in it, and little beside it."""
         again, tables = self._admitted(load, sample=False)
         batch = build_batch(again, tables, PAGE_SIZE, self._device)
-        return self._time(lambda: self._forward(batch, self._layers, fresh=True)) / self._layers
+        layers = min(self._layers, PREFILL_LAYERS)
+        return self._time(lambda: self._forward(batch, layers, fresh=True)) / layers
 
     def _rotary_s(self, batch: BatchInputs) -> float:
         return self._time(lambda: self._rope.tables(batch.positions, batch.lengths))
@@ -261,7 +284,7 @@ class _Bench:
         if fresh:
             batch.memo.clear()
         hidden = torch.ones(batch.n_tokens, self._model.hidden_size, dtype=self._stage.dtype, device=self._device)
-        self._stage.forward(hidden, batch, self._one if layers == 1 else self._pool, (0, layers))
+        self._stage.forward(hidden, batch, self._pools[layers], (0, layers))
 
     def _sample(self, hidden: torch.Tensor, batch: BatchInputs, step: Step) -> None:
         self._sampler.sample(self._stage.logits(batch.rows_to_sample(hidden)), step.sampled)

@@ -88,9 +88,12 @@ def _node(found: Found, kind: Kind, sharing: int, threads: int | None) -> tuple[
     else:
         each = min(threads or found.cpus, found.cpus)
         entry |= {"count": max(1, found.cpus // each), "threads": each}
-        bytes_here, how = _cpu_memory(found, sharing)
-        entry["memory"] = f"{max(1, int(bytes_here / entry['count']) // _MB)}MB"
-        said.append(f"{found.name}: {found.cpus} CPU(s) as Ray has them; memory: {CPU_MEMORY_SHARE:.0%} of {how}")
+        each_bytes, how = found.machine.lab_memory_bytes, "what the laboratory gives each device"
+        if each_bytes is None:
+            bytes_here, how = _cpu_memory(found, sharing)
+            each_bytes, how = int(bytes_here / entry["count"]), f"{CPU_MEMORY_SHARE:.0%} of {how}"
+        entry["memory"] = f"{max(1, each_bytes // _MB)}MB"
+        said.append(f"{found.name}: {found.cpus} CPU(s) as Ray has them; memory: {how}")
     link, how = _inner_link(found, kind)
     if link is not None:
         entry["link"] = link

@@ -51,13 +51,21 @@ def cpu_kinds(nodes: Sequence[Found]) -> list[Kind]:
     groups: list[list[tuple[Found, Speeds]]] = []
     for node, speeds in ordered:
         for group in groups:
-            if all(alike(speeds, other) for _, other in group):
+            if all(same_cores(node, first) or alike(speeds, other) for first, other in group):
                 group.append((node, speeds))
                 break
         else:
             groups.append([(node, speeds)])
     groups.sort(key=lambda group: -_pace(group[0][1]))
     return [_cpu_kind(f"cpu-{i}", group) for i, group in enumerate(groups, 1)]
+
+
+def same_cores(a: Found, b: Found) -> bool:
+    """Nodes of one machine with equal quotas and threads compute alike, whatever load made of their figures."""
+    if a.measured is None or b.measured is None or a.machine.boot_id != b.machine.boot_id:
+        return False
+    quotas = a.machine.cpu_quota, b.machine.cpu_quota
+    return a.measured.speeds.threads == b.measured.speeds.threads and quotas[0] == quotas[1]
 
 
 def alike(a: Speeds, b: Speeds) -> bool:

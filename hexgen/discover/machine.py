@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hexgen.deploy.facts import available_memory, installed_version, usable_cores
+from hexgen.deploy.facts import LAB_MEMORY_VARIABLE, available_memory, installed_version, usable_cores
 from hexgen.discover.cgroups import cpu_quota, hidden, memory_room
 from hexgen.discover.nvml import nvml_gpus
 from hexgen.discover.records import Gpu, Machine
@@ -24,6 +24,7 @@ def look() -> Machine:
     found = nvml_gpus()
     gpus, topology, said = found if found is not None else (_smi_gpus(), None, "")
     room = memory_room()
+    told = os.environ.get(LAB_MEMORY_VARIABLE, "")
     return Machine(
         hostname=os.uname().nodename,
         boot_id=_boot_id(),
@@ -33,6 +34,7 @@ def look() -> Machine:
         memory_hidden=hidden("memory"),
         memory_room_bytes=room.room_bytes if room is not None else None,
         cpu_quota=cpu_quota(),
+        lab_memory_bytes=int(told) if told.isdigit() else None,
         gpus=visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES")),
         topology=topology,
         topology_said=said,

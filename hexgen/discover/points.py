@@ -8,7 +8,7 @@ from hexgen.batching.segments import Admission, Segment, SegmentKind, Step
 from hexgen.request import SamplingParams
 
 PREFILL_TOKENS = (16, 64, 256, 512)
-DECODE_SEQUENCES = (1, 4, 16, 64)
+DECODE_SEQUENCES = (1, 2, 4, 8, 16, 64)
 CONTEXTS = (16, 128, 512, 2048)
 
 

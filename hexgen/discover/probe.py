@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from hexgen.discover.records import Machine, Measured, Wire
@@ -27,16 +28,23 @@ class Probe:
 
         return look()
 
+    def prepare(self) -> None:
+        """Import what measuring needs: on a slow node that takes longer than many a measurement."""
+        from hexgen.discover import calibrate, compute, wires  # noqa: F401
+
     def measure(self, threads: int, on_gpu: bool) -> Measured:
         """The devices of this node by themselves."""
         from hexgen.discover import compute, wires
-
-        if on_gpu:
-            return Measured(compute.gpu_speeds(), wires.hop_s(self._host), compute.gpu_all_reduce())
         from hexgen.discover.machine import free_memory
+        from hexgen.discover.timing import Others
 
-        speeds = compute.cpu_speeds(threads, free_memory())
-        return Measured(speeds, wires.hop_s(self._host), compute.cpu_all_reduce(self._host))
+        with Others() as others:
+            if on_gpu:
+                measured = Measured(compute.gpu_speeds(), wires.hop_s(self._host), compute.gpu_all_reduce())
+            else:
+                speeds = compute.cpu_speeds(threads, free_memory())
+                measured = Measured(speeds, wires.hop_s(self._host), compute.cpu_all_reduce(self._host))
+        return replace(measured, others=others.cores)
 
     def wire(self, store_host: str, store_port: int, name: str, side: int, limit_s: float) -> Wire | None:
         """This side of the measurement ``name`` with another node."""
@@ -50,4 +58,4 @@ class Probe:
         """This model's layers on one device of this node: `hexgen.discover.calibrate.Calibration`."""
         from hexgen.discover.calibrate import calibrate
 
-        return calibrate(model, dtype, "cuda:0" if on_gpu else "cpu", threads, limit_s)
+        return calibrate(model, dtype, "cuda:0" if on_gpu else "cpu", threads, limit_s, self._host)

@@ -25,6 +25,7 @@ class Machine:
     memory_hidden: bool = False  # it may have a limit that cannot be read
     memory_room_bytes: int | None = None  # what it leaves beside Ray and this probe
     cpu_quota: float | None = None  # CPUs' worth of time, of the same control group
+    lab_memory_bytes: int | None = None  # of each device, where this is a node of `hexgen lab`
     gpus: tuple[Gpu, ...] = ()
     topology: str | None = None  # the link among the GPUs by NVML, a name of `hexgen.catalogue.LINKS`
     topology_said: str = ""  # how that was found
@@ -77,3 +78,4 @@ class Measured:
     speeds: Speeds
     hop_s: float  # an edge from this node to itself: what software adds to a message
     all_reduce: AllReduce | None = None
+    others: float = 0.0  # cores of the machine that other processes kept busy meanwhile

@@ -20,13 +20,14 @@ from hexgen.discover.names import natural, node_names
 from hexgen.discover.probe import CONTROL_THREADS, Probe
 from hexgen.discover.records import Machine, Measured, Wire
 from hexgen.discover.rounds import rounds
+from hexgen.discover.timing import DISTURBED
 from hexgen.errors import DeploymentError
 
 LOOK_TIMEOUT_S = 90.0  # a worker process starts and imports torch on a slow and busy node
 MEASURE_TIMEOUT_S = 90.0
 WIRE_TIMEOUT_S = 30.0
 STORE_KEYS = "discover"
-DISTURBED = 1.3
+BUSY_CORES = 0.3  # of other processes: less is what systems do by themselves
 
 OnProgress = Callable[[str, int, int], None]  # what is under way, steps done, steps in all
 
@@ -73,6 +74,11 @@ class Surveyor:
         self.left_out.append(f"{node} is left out: {' '.join(reason.split())}")
         self.nodes = [found for found in self.nodes if found.name != node]
 
+    def prepare(self) -> None:
+        """All nodes at once; those that cannot measure are dropped."""
+        self.progress("preparing probes", 0, 1)
+        self.asker.ask("prepare", {node.name: () for node in self.nodes}, LOOK_TIMEOUT_S, self.drop)
+
     def measure(self, threads: int | None) -> None:
         """Each node by itself; ``threads`` of one CPU device (None: all that the node has)."""
         waves = one_of_each_machine(self.nodes)
@@ -87,18 +93,15 @@ class Surveyor:
                 self.remarks.append(
                     f"{node.name}: its control group's memory limit cannot be read: correct `memory`"
                 )
-            slowed = node.measured.speeds.disturbance if node.measured is not None else 1.0
-            if slowed > DISTURBED:
-                self.remarks.append(
-                    f"{node.name} was busy with other programs ({slowed:.1f} times as long as alone): "
-                    "its figures are for when it is not"
-                )
+            if node.measured is not None and (busy := busy_remark(node.name, node.measured)):
+                self.remarks.append(busy)
 
     def _remark_sharing(self) -> None:
         for nodes in by_machine(self.nodes).values():
             if len(nodes) > 1:
                 names = ", ".join(node.name for node in nodes)
-                self.remarks.append(f"{names} are one machine: measured one after another, memory divided")
+                divided = "" if nodes[0].machine.lab_memory_bytes is not None else ", memory divided"
+                self.remarks.append(f"{names} are one machine: measured one after another{divided}")
 
     # ---- pairs -------------------------------------------------------------------------------------------------
 
@@ -221,6 +224,19 @@ def _only_what_computes(surveyor: Surveyor) -> None:
         )
 
 
+def busy_remark(name: str, measured: Measured) -> str:
+    """A line where other programs ran while ``name`` was measured; empty where none did."""
+    slowed, cores = measured.speeds.disturbance, measured.others
+    if slowed <= DISTURBED and cores <= BUSY_CORES:
+        return ""
+    found = [f"{cores:.1f} cores of its machine"] if cores > BUSY_CORES else []
+    found += [f"{slowed:.1f} times as long as alone"] if slowed > DISTURBED else []
+    return (
+        f"{name} was busy with other programs ({', '.join(found)}): its figures are for when it is not, and "
+        "may be off by a third: measure again when it is idle"
+    )
+
+
 def by_machine(nodes: Sequence[Found]) -> dict[str, list[Found]]:
     found: dict[str, list[Found]] = {}
     for node in nodes:
@@ -235,11 +251,19 @@ def one_of_each_machine(nodes: Sequence[Found]) -> list[list[Found]]:
     return [[members[i] for members in machines if i < len(members)] for i in range(longest)]
 
 
-def survey(surveyor: Surveyor, *, measure: bool = True, threads: int | None = None) -> Survey:
-    """Measure (unless told not to) what the surveyor has found."""
+def survey(
+    surveyor: Surveyor,
+    *,
+    measure: bool = True,
+    threads: int | None = None,
+    prepared: Callable[[], None] = lambda: None,
+) -> Survey:
+    """Measure (unless told not to) what the surveyor has found. ``prepared`` is called before anything is."""
     started = time.monotonic()
     wires: dict[tuple[str, str], Wire | None] = {}
     if measure:
+        surveyor.prepare()
+        prepared()
         surveyor.measure(threads)
         wires = surveyor.pairs()
     if not surveyor.nodes:

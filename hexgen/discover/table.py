@@ -21,6 +21,8 @@ code with random weights. `hexgen plan CLUSTER --cost THIS` uses it in place of 
 prefill: rows by tokens of prompt in a step, columns by how many positions each attends to on average.
 decode:  rows by sequences that each put out a token, columns by the positions each attends to.
 step, embed, sample: what a step takes beside its layers; embedding on the first stage, sampling on the last.
+batching: forming batches and answering, on the first stage. passing: taking a step from another stage and passing
+its outcome on, on each stage of a route of several. Both by the engine's loop with a model that computes nothing.
 peak: the device's FLOP/s in the cluster file; a device of the same type with another takes times in proportion.
 hop_s: what software adds to a message between stages, beside the link's latency."""
 
@@ -61,6 +63,17 @@ def _entry(shape: LayerShape, dtype: DType, timed: Timed) -> dict[str, Any]:
         "step": _curve("sequences", found.decode_sequences, found.step),
         "embed": _curve("tokens", found.prefill_tokens, found.embed),
         "sample": _curve("sequences", found.decode_sequences, found.sample),
+        **_loops(found),
+    }
+
+
+def _loops(found: Calibration) -> dict[str, Any]:
+    loops = found.loops
+    if loops is None:
+        return {}
+    return {
+        "batching": _curve("sequences", loops.sequences, loops.batching),
+        "passing": _curve("sequences", loops.sequences, loops.passing),
     }
 
 

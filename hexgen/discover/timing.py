@@ -3,20 +3,28 @@
 A CPU may be held back in two ways. A control group's quota is part of what the node is: it lets a burst run at
 full speed and makes up for it in the rest of its period (mostly 100 ms), so a short look at the clock on the
 wall sees the wrong thing. Other programs on the machine are not part of the node, and come and go; they also
-empty its caches. So one thread's work is counted in its own CPU time, in the quarter of the repeats that took
-least, divided by the share of a CPU that the quota leaves. With more threads, which wait for one another, the
-wall's clock counts: the same quarter, or under a quota the mean; on a GPU, where work is queued, the mean too.
+empty its caches. So one thread's work is counted in its own CPU time, divided by the share of a CPU that the quota
+leaves: half of the repeats took longer, or where others were seen to disturb, three quarters. With more threads,
+which wait for one another, the wall's clock counts: the least quarter, or under a quota the mean; on a GPU, where
+work is queued, the mean too.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
 
 from hexgen.discover.cgroups import cpu_quota, hidden
 
 MOST_REPEATS = 10_000
 UNHINDERED = 0.97
+# Beside a quota's figure: what is found below this part of it is the doing of other programs, not of Ray's own
+# processes, which take one or two hundredths of a core on each node.
+LEAST_OF_QUOTA = 0.8
+DISTURBED = 1.3  # times as long on the wall as alone
 Work = Callable[[], object]
 
 
@@ -35,12 +43,20 @@ def found_share(windows: int = 3, window_s: float = 0.8) -> float:
 
 
 def cpu_share(threads: int) -> float:
-    """Of each of ``threads`` CPUs, what the control group leaves: its quota, or where that is hidden as found."""
+    """Of each of ``threads`` CPUs, what the control group leaves beside whatever else runs in it (Ray's own
+    processes): found with a busy loop, by one thread; of several its quota.
+    """
     if hidden("cpu"):
         share = found_share()
         return 1.0 if share > UNHINDERED else share
     quota = cpu_quota()
-    return 1.0 if quota is None else min(1.0, quota / threads)
+    if quota is None or quota >= threads:
+        return 1.0
+    share = quota / threads
+    if threads > 1:
+        return share
+    found = found_share()
+    return found if LEAST_OF_QUOTA * share <= found < share else share
 
 
 class Stopwatch:
@@ -80,7 +96,8 @@ class Stopwatch:
             self._sync()
         spent = time.perf_counter() - began
         if self._by_cpu:
-            once = least_quarter(cpus) / self._share
+            disturbed = sum(walls) * self._share > DISTURBED * sum(cpus)
+            once = (least_quarter(cpus) if disturbed else median(cpus)) / self._share
         elif self._sync is None and self._share == 1.0:
             once = least_quarter(walls)
         else:
@@ -93,3 +110,30 @@ class Stopwatch:
 def least_quarter(times: Sequence[float]) -> float:
     """Below which a quarter of the times lie; the least of fewer than four."""
     return sorted(times)[len(times) // 4]
+
+
+class Others:
+    """How many cores of this machine other processes keep busy, from ``with`` on; 0 where no kernel says."""
+
+    cores = 0.0
+
+    def __enter__(self) -> Others:
+        self._before = _busy_s(), time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        busy_s, own_s, now_s = _busy_s(), time.process_time(), time.perf_counter()
+        spent_s = busy_s - self._before[0] - (own_s - self._before[1])
+        self.cores = max(0.0, spent_s / max(1e-9, now_s - self._before[2]))
+
+
+def _busy_s(stat: Path = Path("/proc/stat")) -> float:
+    """Seconds that all cores together were busy since the start (proc(5)): user, nice, system, irq, softirq; and
+    stolen by a host.
+    """
+    try:
+        fields = stat.read_text().partition("\n")[0].split()[1:]
+        user, nice, system, _, _, irq, softirq, steal = (int(field) for field in fields[:8])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

@@ -57,14 +57,16 @@ class Groups:
                 for member in members:
                     (root / lab.group / member).mkdir()
 
-    def set_cores(self, lab: LabName, member: str, cores: float) -> None:
-        quota_us, period_us = quota(cores)
+    def set_cores(self, lab: LabName, member: str, cores: float | None) -> None:
+        """``cores`` None: as many as there are."""
+        quota_us, period_us = quota(cores) if cores is not None else (-1, PERIOD_US)
         folder = self.cpu / lab.group / member
         with _explained(folder):
             if self.version == 2:
-                (folder / "cpu.max").write_text(f"{quota_us} {period_us}")
-            else:  # the period first: a quota is checked against it
-                (folder / "cpu.cfs_period_us").write_text(str(period_us))
+                (folder / "cpu.max").write_text(f"{quota_us if cores is not None else 'max'} {period_us}")
+            else:
+                if cores is not None:  # the period first: a quota is checked against it
+                    (folder / "cpu.cfs_period_us").write_text(str(period_us))
                 (folder / "cpu.cfs_quota_us").write_text(str(quota_us))
 
     def set_weights(self, lab: LabName, threads: Mapping[str, int]) -> None:

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import IO
 
 from hexgen.cluster import Cluster, Node
+from hexgen.deploy.facts import LAB_MEMORY_VARIABLE
 from hexgen.errors import DeploymentError, SpecError
 from hexgen.lab import links, namespaces, ray_nodes
 from hexgen.lab.claims import Claim
@@ -94,10 +96,12 @@ class Laboratory:
 
     def environment(self, node: str) -> dict[str, str]:
         """What every process on ``node`` has in addition to ours."""
+        memory_bytes = self.cluster.node(node).memory_bytes
         return {
             NAME_VARIABLE: self.name.text,
             NODE_VARIABLE: node,
             VARIABLE: links.latencies(self.cluster, self.name, node),
+            **({} if memory_bytes is None else {LAB_MEMORY_VARIABLE: str(memory_bytes)}),
         }
 
     def start(self, node: str, command: Sequence[str], *, stdout: int | None = None) -> subprocess.Popen[bytes]:
@@ -105,11 +109,31 @@ class Laboratory:
         environment = command_environment(self.environment(node))
         return subprocess.Popen(self.door(node).command(command), env=environment, stdout=stdout)
 
+    def begin(
+        self, command: Sequence[str], *, stdin: int | None = None, stdout: int | IO[bytes] | None = None,
+        stderr: int | IO[bytes] | None = None,
+    ) -> subprocess.Popen[bytes]:  # fmt: skip
+        """``command`` on the head, as `run` has it, without waiting for its end."""
+        return subprocess.Popen(
+            self.door(self.head, limited=False).command(command),
+            env=self._command_environment(),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
+
+    def lift(self) -> None:
+        """No limits of the processor's time until `restore`, for what takes long and is not to be measured."""
+        for node in self.cluster.nodes:
+            self._groups.set_cores(self.name, member_of(node.name), None)
+
+    def restore(self) -> None:
+        """Each node's speed as the cluster file has it."""
+        for node in self.cluster.nodes:
+            self._groups.set_cores(self.name, member_of(node.name), cores_of(node, self._scale))
+
     def run(self, command: Sequence[str], signals: Signals) -> int:
         """``command`` on the head, to its end; its exit status."""
-        additions: Mapping[str, str] = self.environment(self.head)
-        if self._ray is not None:
-            additions = {**additions, **self._ray.environment, "RAY_ADDRESS": self._ray.address}
         said: set[str] = set()
 
         def watch() -> None:
@@ -118,8 +142,13 @@ class Laboratory:
                 said.add(dead)
                 print(f"note: Ray on node {dead} has ended", file=sys.stderr, flush=True)
 
-        environment = command_environment(additions)
-        return run(self.door(self.head, limited=False), command, environment, signals, watch)
+        return run(self.door(self.head, limited=False), command, self._command_environment(), signals, watch)
+
+    def _command_environment(self) -> dict[str, str]:
+        additions: Mapping[str, str] = self.environment(self.head)
+        if self._ray is not None:
+            additions = {**additions, **self._ray.environment, "RAY_ADDRESS": self._ray.address}
+        return command_environment(additions)
 
     def close(self) -> Removed:
         """End and remove everything. May be called twice."""
@@ -165,9 +194,9 @@ class Laboratory:
     def _limit(self) -> None:
         threads = {member_of(node.name): ray_nodes.cpus_of(node) for node in self.cluster.nodes}
         self._groups.set_weights(self.name, threads | {COMMAND: 1})
+        self.restore()
         for node in self.cluster.nodes:
             member = member_of(node.name)
-            self._groups.set_cores(self.name, member, cores_of(node, self._scale))
             if node.memory_bytes is not None:
                 used = self._groups.used_memory_bytes(self.name, member)
                 room = node.count * (node.memory_bytes + _WORKER_BYTES) + _RAY_BYTES

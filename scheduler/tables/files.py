@@ -33,7 +33,7 @@ _PUBLISHED_TYPE = ("max_layers", "tokens_per_s_by_layers", "kv_token_layers_by_l
 _MEASURED = ("version", "source", "model", "hop_s", "entries")
 _ENTRY = (
     "device", "width", "dtype", "layer", "peak", "versions", "prefill", "decode", "step_s", "step", "embed",
-    "sample", "kv_token_layers_by_layers",
+    "sample", "batching", "passing", "kv_token_layers_by_layers",
 )  # fmt: skip
 _LAYER = ("hidden_size", "heads", "kv_heads", "head_dim", "intermediate_size")
 
@@ -166,6 +166,8 @@ def _entry(value: object, place: Place) -> MeasuredEntry:
         step=section.optional("step", _curve("sequences")),
         embed=section.optional("embed", _curve("tokens")),
         sample=section.optional("sample", _curve("sequences")),
+        batching=section.optional("batching", _curve("sequences")),
+        passing=section.optional("passing", _curve("sequences")),
     )
 
 

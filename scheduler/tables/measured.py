@@ -106,6 +106,8 @@ class MeasuredEntry:
     step: Curve | None = None  # by sequences, instead of `step_s`
     embed: Curve | None = None  # by tokens; None: the roofline's
     sample: Curve | None = None  # by rows of logits: head and sampling; None: the roofline's
+    batching: Curve | None = None  # by sequences: forming the batch and answering; None: the catalogue's
+    passing: Curve | None = None  # by sequences: taking a step from another stage and passing it on; None: nothing
 
 
 @dataclass(frozen=True)  # no slots: what is found is kept
@@ -262,15 +264,24 @@ class MeasuredProfile(StageProfile):
     def fixed_s(self, load: StepLoad, embeds: bool, samples: bool) -> float:
         entry, figures = self._entry, self.figures
         seconds = super().fixed_s(load, False, False) - figures.step_s + self.software_s(load)
-        if embeds and entry.embed is not None:
-            seconds += figures.batching_s + entry.embed.at(load.tokens) * self._factor
-        elif embeds:
-            seconds += super().fixed_s(load, True, False) - figures.step_s
+        if embeds:
+            seconds += self.batching_s(load)
+            if entry.embed is not None:
+                seconds += entry.embed.at(load.tokens) * self._factor
+            else:
+                seconds += super().fixed_s(load, True, False) - figures.step_s - figures.batching_s
+        if entry.passing is not None and not (embeds and samples):
+            seconds += entry.passing.at(load.sequences) * self._factor
         if samples and entry.sample is not None and load.samples > 0:
             seconds += entry.sample.at(load.samples) * self._factor
         elif samples:
             seconds += super().fixed_s(load, False, True) - figures.step_s
         return seconds
+
+    def batching_s(self, load: StepLoad) -> float:
+        """Of a first stage: forming the batch, and answering."""
+        batching = self._entry.batching
+        return self.figures.batching_s if batching is None else batching.at(load.sequences) * self._factor
 
     def software_s(self, load: StepLoad) -> float:
         """Of a step, beside layers, embedding and sampling."""
