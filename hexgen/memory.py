@@ -129,7 +129,10 @@ def plan_memory(plan: Plan, cluster: Cluster, model: ModelSpec) -> PlanMemory:
     """
     types = [cluster.device(device).type for stage in plan.stages for device in stage.devices]
     dtype = plan_dtype(plan.engine, model, types)
-    ranks = [rank for stage in plan.stages for rank in _stage_ranks(stage, plan, cluster, model, dtype)]
+    firsts, lasts = ({route.path[i].stage for route in plan.routes} for i in (0, -1))
+    ranks = [
+        rank for stage in plan.stages for rank in _stage_ranks(stage, plan, cluster, model, dtype, firsts, lasts)
+    ]
     _check_fixed(ranks)
     limit = plan.engine.max_context or model.max_context
     pages = _divide(plan, ranks, limit)
@@ -150,9 +153,10 @@ def plan_memory(plan: Plan, cluster: Cluster, model: ModelSpec) -> PlanMemory:
     return PlanMemory(dtype, devices, tokens, tuple(min(limit, n) for n in tokens))
 
 
-def _stage_ranks(stage: Stage, plan: Plan, cluster: Cluster, model: ModelSpec, dtype: DType) -> Iterable[_Rank]:
-    embeds = any(route.path[0].stage == stage.name for route in plan.routes)
-    samples = any(route.path[-1].stage == stage.name for route in plan.routes)
+def _stage_ranks(
+    stage: Stage, plan: Plan, cluster: Cluster, model: ModelSpec, dtype: DType, firsts: set[str], lasts: set[str]
+) -> Iterable[_Rank]:
+    embeds, samples = stage.name in firsts, stage.name in lasts
     layers = stage.layers[1] - stage.layers[0]
     engine = plan.engine
     for device_id, part in zip(stage.devices, split_stage(model, stage.width, stage.shares), strict=True):
@@ -243,21 +247,24 @@ def _fill(
     """Progressive filling (weighted max-min fairness: Bertsekas and Gallager, Data Networks, 2nd ed., 6.5.2).
 
     Every route's pages grow in proportion to its weight until one is full: by its own cap, or by a rank that it
-    passes. That one is settled, and the others go on. ``pinned`` routes are settled from the start.
+    passes. That one is settled, and the others go on. Levels only rise when others settle, so what stops all its
+    routes settles them at once. ``pinned`` routes are settled from the start.
     """
     settled = dict(pinned)
     while len(settled) < len(caps):
-        growing = [n for n in caps if n not in settled]
         # The level (pages per unit of weight) at which each route would have to stop.
-        stop = {n: caps[n] / weight[n] for n in growing}
+        stop = {n: caps[n] / weight[n] for n in caps if n not in settled}
+        levels: list[tuple[float, list[int]]] = [(level, [n]) for n, level in stop.items()]
         for claim in claims:
-            here = [n for n in claim.page_bytes if n not in settled]
+            here = [n for n in claim.page_bytes if n in stop]
             if here:
                 slope = sum(weight[n] * claim.page_bytes[n] for n in here)
                 level = max(0.0, claim.rank.room - claim.taken(settled)) / slope
+                levels.append((level, here))
                 stop.update({n: min(stop[n], level) for n in here})
-        lowest = min(stop.values())
-        settled.update({n: min(float(caps[n]), lowest * weight[n]) for n in growing if stop[n] <= lowest})
+        for level, here in levels:
+            if all(stop[n] >= level for n in here):
+                settled.update({n: min(float(caps[n]), level * weight[n]) for n in here})
     return settled
 
 

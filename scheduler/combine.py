@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hexgen.scheduler.columns import Effort, SolverError, merged, pack
@@ -18,6 +19,7 @@ from hexgen.scheduler.regions import Places, kinds_of_regions, region_by_region,
 from hexgen.scheduler.search import search
 from hexgen.scheduler.solver import RouteSolver
 from hexgen.scheduler.task import Task
+from hexgen.scheduler.unlike import plan_unlike
 
 _GAIN = 1e-6  # relative: less is rounding
 _TURNS = 4  # of packing and improving, while they gain
@@ -30,7 +32,8 @@ _FOR_LOCAL_SEARCH = 0.3  # of the time that is left, at most; then breeding; the
 _FOR_BREEDING = 0.3
 _GENES, _MORE_GENES = (20, 20), (100, 300)  # population and generations: usually, and where time was given
 _GENES_DEVICES, _FEW_DEVICES = 24, 8  # the most, one and several a node, unless time was given
-_FEW = 6  # kinds of regions: where there are more, each gets regular starts only
+_FEW = 6  # kinds of regions: where there are more, each gets little (`hexgen.scheduler.unlike`)
+_FOR_UNLIKE = 0.8  # of the time that is left
 _WHOLE_DEVICES = 96  # up to this many, local search looks at all of them together
 
 
@@ -39,12 +42,15 @@ def heuristic(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     if solver.goal == "latency" or not several(solver.topology, _WHOLE_DEVICES):
         return search(solver, task.seed, task.deadline, routes)
 
-    many = kinds_of_regions(solver.topology) > _FEW
+    def plan_parts(parts: Sequence[Places]) -> list[Partition | None]:
+        if len(parts) > _FEW:
+            return plan_unlike(solver, parts, task.seed, task.deadline, task.progress)
+        return [
+            search(_part(solver, places), task.seed, part_until(task.deadline, 1 / (len(parts) - i)), routes)
+            for i, places in enumerate(parts)
+        ]
 
-    def plan_part(places: Places, left: int) -> Partition | None:
-        return search(_part(solver, places), task.seed, part_until(task.deadline, 1 / left), 0 if many else routes)
-
-    return region_by_region(solver, plan_part)
+    return region_by_region(solver, plan_parts)
 
 
 def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, float] | None:
@@ -116,23 +122,25 @@ def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
 
 def _by_regions(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, float] | None:
     """Each kind of region by itself; the bound is one on the whole."""
-    inside = replace(task, deadline=part_until(task.deadline, _FOR_LOCAL_SEARCH))
-
-    many = kinds_of_regions(solver.topology) > _FEW
+    few = kinds_of_regions(solver.topology) <= _FEW
+    inside = replace(task, deadline=part_until(task.deadline, _FOR_LOCAL_SEARCH if few else _FOR_UNLIKE))
 
     def plan_part(places: Places, left: int) -> Partition | None:
         if len(places) == len(solver.topology.nodes):
             return None
-        part, until = _part(solver, places), part_until(inside.deadline, 1 / left)
-        if many:
-            return search(part, task.seed, until, 0)
-        found = combined(replace(inside, deadline=until), part, routes)
+        until = part_until(inside.deadline, 1 / left)
+        found = combined(replace(inside, deadline=until), _part(solver, places), routes)
         return found[0] if found is not None else None
 
-    best = region_by_region(solver, plan_part) or search(solver, task.seed, task.deadline, 0)
+    def plan_parts(parts: Sequence[Places]) -> list[Partition | None]:
+        if len(parts) > _FEW:
+            return plan_unlike(solver, parts, task.seed, inside.deadline, task.progress)
+        return [plan_part(places, len(parts) - i) for i, places in enumerate(parts)]
+
+    best = region_by_region(solver, plan_parts) or search(solver, task.seed, task.deadline, 0)
     if best is None:
         return None
-    if not task.time_limited:
+    if not task.time_limited or passed(task.deadline):
         return best, math.inf
     solver.found.extend(dict.fromkeys(best.routes))
     try:

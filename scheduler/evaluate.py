@@ -95,7 +95,7 @@ def predict(
         price_usd_h=_price(cluster, used),
         source=None if cost_table is None else cost_table.source,
         devices=memory.devices,
-        stages=tuple(_stage_prediction(stage, plan, states, loads[stage.name]) for stage in plan.stages),
+        stages=_stage_predictions(plan, states, loads),
     )
 
 
@@ -133,7 +133,7 @@ def _merged_prediction(
         price_usd_h=_price(cluster, {device for stage in plan.stages for device in stage.devices}),
         source=None if cost.table is None else cost.table.source,
         devices=memory.devices,
-        stages=tuple(_stage_prediction(stage, plan, states, loads[stage.name]) for stage in plan.stages),
+        stages=_stage_predictions(plan, states, loads),
     )
 
 
@@ -200,24 +200,29 @@ def route_state(
     )
 
 
-def _stage_prediction(stage: Stage, plan: Plan, states: Sequence[RouteState], load: StageLoad) -> StagePrediction:
-    """The stage's steps, as the first route that passes it makes them."""
+def _stage_predictions(
+    plan: Plan, states: Sequence[RouteState], loads: Mapping[str, StageLoad]
+) -> tuple[StagePrediction, ...]:
+    first: dict[str, tuple[Part, RouteState]] = {}
     for route, state in zip(plan.routes, states, strict=True):
         for hop, part in zip(route.path, state.parts, strict=True):
-            if hop.stage == stage.name:
-                return StagePrediction(
-                    stage.name,
-                    prefill_step_s=part.profile.step_s(
-                        part.layers, state.full.mix.mixed, part.embeds, part.samples
-                    ),
-                    decode_step_s=part.profile.step_s(
-                        part.layers, state.full.mix.plain, part.embeds, part.samples
-                    ),
-                    utilisation=min(1.0, load.prefill + load.decode),
-                    prefill_utilisation=min(1.0, load.prefill),
-                    decode_utilisation=min(1.0, load.decode),
-                )
-    return StagePrediction(stage.name, 0.0, 0.0, 0.0, 0.0, 0.0)  # on no route: idle
+            first.setdefault(hop.stage, (part, state))
+    return tuple(_stage_prediction(stage.name, first.get(stage.name), loads[stage.name]) for stage in plan.stages)
+
+
+def _stage_prediction(name: str, used: tuple[Part, RouteState] | None, load: StageLoad) -> StagePrediction:
+    """The stage's steps, as the first route that passes it makes them."""
+    if used is None:
+        return StagePrediction(name, 0.0, 0.0, 0.0, 0.0, 0.0)  # on no route: idle
+    part, state = used
+    return StagePrediction(
+        name,
+        prefill_step_s=part.profile.step_s(part.layers, state.full.mix.mixed, part.embeds, part.samples),
+        decode_step_s=part.profile.step_s(part.layers, state.full.mix.plain, part.embeds, part.samples),
+        utilisation=min(1.0, load.prefill + load.decode),
+        prefill_utilisation=min(1.0, load.prefill),
+        decode_utilisation=min(1.0, load.decode),
+    )
 
 
 def _bottleneck(

@@ -62,26 +62,39 @@ class Division:
     alone: Alone
 
 
-def measure(chain: Chain, layers: Sequence[int], traffic: Traffic) -> Division | None:
-    """The route with these layers at its full concurrency; None where not one mean request fits."""
+def measure(chain: Chain, layers: Sequence[int], traffic: Traffic, least: float = 0.0) -> Division | None:
+    """The route with these layers at its full concurrency; None where not one mean request fits, or where it
+    serves less than ``least`` tokens/s.
+    """
     parts = chain.parts(layers)
     kv_tokens = min(part.profile.kv_tokens(part.layers, part.embeds, part.samples) for part in parts)
     concurrency = concurrency_for(kv_tokens, traffic)
     if concurrency < 1:
         return None
     full = steady(parts, chain.edges, chain.back, traffic, float(concurrency))
+    if full.tokens_s < least:
+        return None
     return Division(tuple(layers), kv_tokens, full, alone(parts, chain.edges, chain.back, traffic))
 
 
-def divide_for_throughput(chain: Chain, layers: int, traffic: Traffic, effort: int = NORMAL) -> Division | None:
-    """The division that serves most tokens a second; ``traffic.slo`` is not looked at."""
+def divide_for_throughput(
+    chain: Chain, layers: int, traffic: Traffic, effort: int = NORMAL, patience: int | None = None
+) -> Division | None:
+    """The division that serves most tokens a second; ``traffic.slo`` is not looked at.
+
+    ``patience``: after so many concurrencies in a row that gained nothing, lower ones are not tried.
+    """
     best: Division | None = None
+    dry = 0
     for concurrency in _concurrencies(chain, layers, traffic, effort):
         caps = _caps(chain, traffic, concurrency)
         division = _shortest_cycle(chain, layers, traffic, concurrency, caps)
-        found = measure(chain, division, traffic)
+        found = measure(chain, division, traffic, 0.0 if best is None else best.steady.tokens_s)
+        dry += 1
         if found is not None and (best is None or _better(found, best)):
-            best = found
+            best, dry = found, 0
+        if best is not None and dry == patience:
+            break
         if not any(n == cap for n, cap in zip(division, caps, strict=True)):
             break  # memory bounds nobody here: fewer sequences would only serve less
     return best

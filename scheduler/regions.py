@@ -6,26 +6,25 @@ cannot hold the model alone are planned together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hexgen.scheduler.groups import Group, Topology
 from hexgen.scheduler.improve import Partition, make_partition
 from hexgen.scheduler.solver import RouteSolver, Solution
 
 Places = tuple[int, ...]  # indices of nodes in the whole topology
-# Of a part of the nodes, one of so many that are still to plan; places in its answer are the part's own.
-PlanPart = Callable[[Places, int], Partition | None]
+# Of parts of the nodes; places in each answer are the part's own, and None says that the model does not fit there.
+PlanParts = Callable[[Sequence[Places]], Sequence[Partition | None]]
 
 
-def region_by_region(solver: RouteSolver, plan_part: PlanPart) -> Partition | None:
+def region_by_region(solver: RouteSolver, plan_parts: PlanParts) -> Partition | None:
     """The best partition whose pipelines stay inside regions; None where the model fits nowhere."""
     topology = solver.topology
     routes: list[Solution] = []
     spare: list[Group] = []
     homeless: list[int] = []
     kinds = _alike(topology)
-    for done, alike in enumerate(kinds):
-        found = plan_part(alike[0], len(kinds) - done)
+    for alike, found in zip(kinds, plan_parts([alike[0] for alike in kinds]), strict=True):
         if found is None:
             homeless.extend(place for places in alike for place in places)
             continue
@@ -34,9 +33,9 @@ def region_by_region(solver: RouteSolver, plan_part: PlanPart) -> Partition | No
             spare.extend(_moved_group(group, topology, alike[0], places) for group in found.spare)
     if homeless:
         ordered = tuple(sorted(homeless))
-        found = plan_part(ordered, 1)
-        if found is not None:
-            routes.extend(_moved(route, topology, ordered, ordered) for route in found.routes)
+        (joined,) = plan_parts([ordered])
+        if joined is not None:
+            routes.extend(_moved(route, topology, ordered, ordered) for route in joined.routes)
     return make_partition(solver, routes, spare) if routes else None
 
 

@@ -59,7 +59,7 @@ def candidates(solver: RouteSolver, seed: int, deadline: float | None, routes: i
 
 def _starts(solver: RouteSolver, deadline: float | None) -> Iterator[Partition]:
     """Every grouping within every kind of domain, the kinds in turn; on large clusters the later ones are cut."""
-    groupings = list(_groupings(solver.topology, solver.cost.model.heads))
+    groupings = list(regular_groupings(solver.topology, solver.cost.model.heads))
     found = False
     for domains_of in (_by_region, _all_together, _by_node):
         for groups in groupings:
@@ -71,7 +71,7 @@ def _starts(solver: RouteSolver, deadline: float | None) -> Iterator[Partition]:
                 yield start
 
 
-def _groupings(topology: Topology, heads: int) -> Iterator[list[Group]]:
+def regular_groupings(topology: Topology, heads: int) -> Iterator[list[Group]]:
     """All devices cut into groups, by one rule for all nodes."""
     counts = [node.count for node in topology.nodes]
     largest = min(max(counts), heads)
@@ -149,16 +149,7 @@ def _dealt_partitions(solver: RouteSolver, groups: Sequence[Group], deadline: fl
     found: list[Partition] = []
     top, dry = -math.inf, 0
     for count in _counts(solver, groups):
-        best: Partition | None = None
-        for used in (*_dealt_alike(solver, groups, count), *_dealt_by_kind(solver, groups, count)):
-            solutions = [solver.best(members) for members in used]
-            routes = [solution for solution in solutions if solution is not None]
-            if not routes:
-                continue
-            chosen = {group for solution in routes for group in solution.groups}
-            trial = make_partition(solver, routes, [group for group in groups if group not in chosen])
-            if best is None or trial.value > best.value:
-                best = trial
+        best = best_dealt(solver, groups, count)
         if best is not None:
             found.append(best)
         dry = 0 if best is not None and best.value > top else dry + 1
@@ -166,6 +157,21 @@ def _dealt_partitions(solver: RouteSolver, groups: Sequence[Group], deadline: fl
         if found and (passed(deadline) or dry > _DRY_COUNTS):
             break
     return sorted(found, key=lambda p: -p.value)
+
+
+def best_dealt(solver: RouteSolver, groups: Sequence[Group], count: int) -> Partition | None:
+    """The best regular partition into ``count`` pipelines."""
+    best: Partition | None = None
+    for used in (*_dealt_alike(solver, groups, count), *_dealt_by_kind(solver, groups, count)):
+        solutions = [solver.best(members) for members in used]
+        routes = [solution for solution in solutions if solution is not None]
+        if not routes:
+            continue
+        chosen = {group for solution in routes for group in solution.groups}
+        trial = make_partition(solver, routes, [group for group in groups if group not in chosen])
+        if best is None or trial.value > best.value:
+            best = trial
+    return best
 
 
 def _counts(solver: RouteSolver, groups: Sequence[Group]) -> list[int]:

@@ -1,7 +1,5 @@
-"""One transformer layer of a rank: its weights, how they are read from a checkpoint, and its forward pass.
-
-Weights of linear layers are stored transposed, ``[inputs, outputs]``: with a few rows of input, which is what
-decoding has, the matrix product over that layout is up to twice as fast on CPUs (measured with MKL).
+"""One transformer layer of a rank: its weights, how they are read from a checkpoint, and its forward pass by
+torch's operations or the CUDA kernels. (``cpu_kernels.py`` has the forward pass of CPUs.)
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from hexgen.worker.attention_choice import choose_operations
 from hexgen.worker.batch_inputs import BatchInputs
 from hexgen.worker.communicator import Communicator
 from hexgen.worker.kv import KVLayer
+from hexgen.worker.weight_layouts import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def layer_parts(model: ModelSpec, rank: RankSlice, layer: int) -> dict[str, Part
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """A rank's share of one layer, on its device, in its dtype."""
+    """A rank's share of one layer, on its device, in its dtype. Shapes of matrices are those of ``Transposed``."""
 
     input_norm: torch.Tensor  # [hidden]
     qkv: torch.Tensor  # [hidden, (query heads + 2 kv heads) * head_dim]
@@ -88,7 +87,7 @@ class LayerWeights:
     down_bias: torch.Tensor | None  # [hidden], added by rank 0
 
     @staticmethod
-    def load(model: ModelSpec, rank: RankSlice, layer: int, read: Read) -> LayerWeights:
+    def load(model: ModelSpec, rank: RankSlice, layer: int, read: Read, layout: Layout) -> LayerWeights:
         parts = layer_parts(model, rank, layer)
 
         def one(role: str) -> torch.Tensor | None:
@@ -98,7 +97,7 @@ class LayerWeights:
             return torch.cat([read(parts[role]) for role in roles]) if roles[0] in parts else None
 
         def fused(*roles: str) -> torch.Tensor:
-            return torch.cat([read(parts[role]).t() for role in roles], dim=1).contiguous()
+            return layout.matrix(*(read(parts[role]) for role in roles))
 
         return LayerWeights(
             input_norm=read(parts["input_norm"]),
@@ -109,7 +108,7 @@ class LayerWeights:
             o=fused("o"),
             o_bias=one("o_bias"),
             post_norm=read(parts["post_norm"]),
-            gate_up=fused("gate", "up"),
+            gate_up=layout.gate_up(read(parts["gate"]), read(parts["up"])),
             gate_up_bias=bias("gate_bias", "up_bias"),
             down=fused("down"),
             down_bias=one("down_bias"),

@@ -13,9 +13,11 @@ from hexgen.worker.batch_inputs import BatchInputs
 from hexgen.worker.checkpoint import Checkpoint, torch_dtype
 from hexgen.worker.communicator import Communicator
 from hexgen.worker.config import RankConfig
+from hexgen.worker.cpu_kernels import CpuStage, choose_cpu_kernels
 from hexgen.worker.kv import KVPool
 from hexgen.worker.layers import LayerRunner, LayerWeights, Part, StepContext, layer_parts
 from hexgen.worker.rope import RotaryEmbedding
+from hexgen.worker.weight_layouts import AsStored, Layout, Transposed
 
 Progress = Callable[[int, int], None]  # bytes read, bytes to read
 
@@ -42,8 +44,17 @@ class StageModel:
         self._communicator = communicator
         self._embeds = any(route.embeds for route in config.routes)
         self._samples = any(route.samples for route in config.routes)
+        kernels = choose_cpu_kernels(self.device, self.dtype)
+        self._layout: Layout = Transposed() if kernels is None else kernels.layout
+        if kernels is None and self.device.type == "cpu" and self.dtype != torch.float32:
+            self._layout = AsStored()
         with torch.inference_mode():
             self._load(checkpoint, on_progress)
+        self._cpu: CpuStage | None = None
+        if kernels is not None:
+            self._cpu = CpuStage(
+                kernels, self._model, self._slice, communicator, self._layers, config.page_size, config.threads
+            )
         self._rope = RotaryEmbedding(self._model, self.dtype, self.device)
         self._runner = LayerRunner(
             self._model, self._slice, communicator, self.device, self.dtype, config.page_size
@@ -72,12 +83,14 @@ class StageModel:
                 on_progress(checkpoint.bytes_read - begun, total)
             return tensor
 
-        self._layers = {i: LayerWeights.load(model, self._slice, i, read) for i in range(first, last)}
-        # A tied matrix that both embeds and samples is held once, as the head needs it: [hidden, vocabulary rows].
+        self._layers = {
+            i: LayerWeights.load(model, self._slice, i, read, self._layout) for i in range(first, last)
+        }
+        # A tied matrix that both embeds and samples is held once, as the head needs it.
         shared = self._embeds and self._samples and head == embedding
         self._embedding = read(embedding) if self._embeds and not shared else None
         self._norm_weight = read(norm) if self._samples else None
-        self._head = read(head).t().contiguous() if self._samples else None
+        self._head = self._layout.matrix(read(head)) if self._samples else None
         self.bytes_read = checkpoint.bytes_read - begun
         held = [t for layer in self._layers.values() for t in layer.tensors()]
         held += [t for t in (self._embedding, self._norm_weight, self._head) if t is not None]
@@ -118,7 +131,7 @@ class StageModel:
             return self._embedding.index_select(0, ids)
         if self._head is None or not self._embeds:
             raise EngineError("this stage holds no embedding", where=self._config.stage)
-        return self._head.index_select(1, ids).t().contiguous()
+        return self._layout.rows(self._head, self._model.hidden_size, ids)
 
     @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, batch: BatchInputs, pool: KVPool, layers: Layers) -> torch.Tensor:
@@ -136,6 +149,10 @@ class StageModel:
             return hidden
         cos, sin = self._rope.tables(batch.positions, batch.lengths)
         step = StepContext(batch, cos, sin)
+        if self._cpu is not None:
+            hidden = hidden.contiguous()
+            self._cpu.forward(hidden, step, pool, layers)
+            return hidden
         for i in range(*layers):
             self._runner.run(hidden, self._layers[i], step, pool.layer(i - layers[0]), self._model.window(i))
         return hidden
@@ -145,4 +162,6 @@ class StageModel:
         """``[rows, n_vocab of this rank]`` float32: final norm and this rank's rows of the head, not gathered."""
         if self._head is None or self._norm_weight is None:
             raise EngineError("this stage holds no output head", where=self._config.stage)
+        if self._cpu is not None:
+            return self._cpu.logits(hidden_rows, self._norm_weight, self._head)
         return torch.mm(self._runner.normalised(hidden_rows, self._norm_weight), self._head).float()

@@ -1,0 +1,159 @@
+// Products of a few rows with a packed weight.
+//
+// A weight of n outputs and k inputs is stored in panels of PANEL outputs: [n / PANEL][k][PANEL], one after the other
+// as they are read, once a step. The n % PANEL outputs that are left follow as plain rows [n % PANEL][k]. Every output
+// is one chain of additions over k, whatever the number of rows: a row's result does not depend on its batch.
+#pragma once
+
+#include "vectors.h"
+
+// out[m][p * PANEL + j] = sum over i of x[m][i] * panel p [i][j]
+template <class T, int M, int P>
+INLINE void tile(const float* x, int64_t ldx, const T* panels, int64_t k, float* out) {
+    Vec sums[M][P][2] = {};
+    for (int64_t i = 0; i < k; i++) {
+#pragma GCC unroll 8
+        for (int p = 0; p < P; p++) {
+            const T* row = panels + p * k * PANEL + i * PANEL;
+            if (M == 1) __builtin_prefetch(reinterpret_cast<const char*>(row) + 1024);
+            const Pair w = load_row(row);
+#pragma GCC unroll 12
+            for (int m = 0; m < M; m++) {
+                sums[m][p][0] += w.low * x[m * ldx + i];
+                sums[m][p][1] += w.high * x[m * ldx + i];
+            }
+        }
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+        for (int p = 0; p < P; p++) {
+            store(out + (m * P + p) * PANEL, sums[m][p][0]);
+            store(out + (m * P + p) * PANEL + LANES, sums[m][p][1]);
+        }
+}
+
+// Panels side by side: enough independent sums to hide an addition's latency.
+constexpr int side_by_side(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr int TILE_FLOATS = (TILE_ROWS > 6 ? TILE_ROWS : 6) * PANEL;
+
+template <class T, int M>
+static void tile_of(const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count) {
+    constexpr int most = side_by_side(M);
+    if constexpr (most >= 2) {
+        if constexpr (most == 4) {
+            if (count == 4) return tile<T, M, 4>(x, ldx, panels, k, out);
+            if (count == 3) return tile<T, M, 3>(x, ldx, panels, k, out);
+        }
+        if (count == 2) return tile<T, M, 2>(x, ldx, panels, k, out);
+    }
+    tile<T, M, 1>(x, ldx, panels, k, out);
+}
+
+// `out` holds TILE_FLOATS: [rows][count * PANEL]. 1 <= rows <= TILE_ROWS, count <= side_by_side(rows).
+template <class T, int M = TILE_ROWS>
+static inline void run_tile(int rows, const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count) {
+    if (rows == M) return tile_of<T, M>(x, ldx, panels, k, out, count);
+    if constexpr (M > 1) run_tile<T, M - 1>(rows, x, ldx, panels, k, out, count);
+}
+
+template <class T>
+static float dot(const float* x, const T* w, int64_t k) {
+    Vec sums[2] = {};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= k; i += 2 * LANES) {
+        sums[0] += load(x + i) * load(w + i);
+        sums[1] += load(x + i + LANES) * load(w + i + LANES);
+    }
+    float total = sum(sums[0] + sums[1]);
+    for (; i < k; i++) total += x[i] * to_float(w[i]);
+    return total;
+}
+
+// Rows that are worked on while a panel is near: their inputs should stay in the second-level cache.
+constexpr int64_t ROW_CHUNK = 48;
+
+struct Piece {  // of a result: rows [row, row + rows), outputs [first, first + count)
+    int64_t row, rows, first, count;
+};
+
+// One piece of work of the loop below: panels [panel, panel + count) for all rows, `emit(Piece, values, stride)`.
+template <class T, class Emit>
+static inline void panels_times(
+    const T* weight, int64_t k, int64_t panel, int count, const float* x, int64_t first, int64_t rows, Emit emit) {
+    float out[TILE_FLOATS];
+    const int64_t blocks = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (int64_t b = 0, row = 0; b < blocks; b++) {
+        const int64_t take = (rows - row + (blocks - b) - 1) / (blocks - b);  // dealt evenly
+        for (int done = 0; done < count;) {
+            const int most = side_by_side(static_cast<int>(take)), left = count - done;
+            const int now = left < most ? left : most;
+            run_tile<T>(
+                static_cast<int>(take), x + (first + row) * k, k, weight + (panel + done) * k * PANEL, k, out, now);
+            emit(Piece{first + row, take, (panel + done) * PANEL, int64_t(now) * PANEL}, out, int64_t(now) * PANEL);
+            done += now;
+        }
+        row += take;
+    }
+}
+
+// Inside a parallel region: x [rows, k] times a packed weight of n outputs. Ends without a barrier.
+template <class T, class Emit>
+static void product(const T* weight, int64_t n, int64_t k, const float* x, int64_t rows, int64_t threads, Emit emit) {
+    const int64_t panels = n / PANEL, tail = n % PANEL;
+    const T* rest = weight + panels * PANEL * k;
+    for (int64_t first = 0; first < rows; first += ROW_CHUNK) {
+        const int64_t here = rows - first < ROW_CHUNK ? rows - first : ROW_CHUNK;
+        const int64_t groups = (panels + 3) / 4, units = groups + (tail ? 1 : 0);
+        const int64_t chunk = 1 + units / (8 * threads);
+#pragma omp for schedule(dynamic, chunk) nowait
+        for (int64_t unit = 0; unit < units; unit++) {
+            if (unit < groups) {
+                const int64_t left = panels - 4 * unit;
+                panels_times(weight, k, 4 * unit, static_cast<int>(left < 4 ? left : 4), x, first, here, emit);
+                continue;
+            }
+            float out[PANEL];
+            for (int64_t row = first; row < first + here; row++) {
+                for (int64_t j = 0; j < tail; j++) out[j] = dot(x + row * k, rest + j * k, k);
+                emit(Piece{row, 1, panels * PANEL, tail}, out, tail);
+            }
+        }
+    }
+}
+
+// The same for two weights of one shape at once, whose results belong together: gate and up.
+template <class T, class Emit>
+static void product_of_two(
+    const T* one, const T* two, int64_t n, int64_t k, const float* x, int64_t rows, int64_t threads, Emit emit) {
+    const int64_t panels = n / PANEL, tail = n % PANEL;
+    for (int64_t first = 0; first < rows; first += ROW_CHUNK) {
+        const int64_t here = rows - first < ROW_CHUNK ? rows - first : ROW_CHUNK;
+        const int wide = here == 1 ? 4 : 1;
+        const int64_t groups = (panels + wide - 1) / wide, units = groups + (tail ? 1 : 0);
+        const int64_t chunk = 1 + units / (8 * threads);
+#pragma omp for schedule(dynamic, chunk) nowait
+        for (int64_t unit = 0; unit < units; unit++) {
+            if (unit < groups) {
+                const int64_t left = panels - wide * unit;
+                const int count = static_cast<int>(left < wide ? left : wide);
+                float kept[ROW_CHUNK * PANEL];  // here == 1: 4 panels of one row
+                panels_times(one, k, wide * unit, count, x, first, here, [&](Piece at, const float* v, int64_t) {
+                    memcpy(kept + (at.row - first) * PANEL, v, sizeof(float) * at.rows * at.count);
+                });
+                panels_times(two, k, wide * unit, count, x, first, here, [&](Piece at, const float* v, int64_t) {
+                    emit(at, kept + (at.row - first) * PANEL, v);
+                });
+                continue;
+            }
+            float a[PANEL], b[PANEL];
+            for (int64_t row = first; row < first + here; row++) {
+                for (int64_t j = 0; j < tail; j++) {
+                    a[j] = dot(x + row * k, one + (panels * PANEL + j) * k, k);
+                    b[j] = dot(x + row * k, two + (panels * PANEL + j) * k, k);
+                }
+                emit(Piece{row, 1, panels * PANEL, tail}, a, b);
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+"""The layers of a rank on a CPU by kernels of our own (``kernels/cpu``): one call a step, or two a layer where the
+ranks of a stage add up their parts in between.
+
+The structures mirror those of ``kernels/cpu/stage.cpp``, field by field.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hexgen.errors import EngineError
+from hexgen.model import ModelSpec
+from hexgen.plan import Layers
+from hexgen.split import RankSlice
+from hexgen.worker.attention_choice import VARIABLE
+from hexgen.worker.batch_inputs import BatchInputs, Ints
+from hexgen.worker.communicator import Communicator
+from hexgen.worker.cpu_build import cpu_library
+from hexgen.worker.kv import KVPool
+from hexgen.worker.layers import LayerWeights, StepContext
+from hexgen.worker.weight_layouts import Packed
+
+_ATTENTION, _MLP, _BOTH = 1, 2, 3
+Function = Any  # of a ctypes library
+_log = logging.getLogger(__name__)
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("hidden", "query_heads", "kv_heads", "head_dim", "columns")),
+        *((name, ctypes.c_int64) for name in ("page_size", "threads", "adds_residual")),
+        ("first_reader", ctypes.c_void_p),
+        ("eps", ctypes.c_double),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("input_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias")
+        ),
+        *((name, ctypes.c_void_p) for name in ("post_norm", "gate_up", "gate_up_bias", "down", "down_bias")),
+        ("window", ctypes.c_int64),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("tokens", ctypes.c_int64),
+        ("n_runs", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("runs", "pages", "slots", "cos", "sin", "hidden", "kv")),
+        ("layer_elements", ctypes.c_int64),
+        ("scratch", ctypes.c_void_p),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CpuKernels:
+    """The library's functions for one dtype."""
+
+    layers: Function
+    logits: Function
+    scratch_floats: Function
+    layout: Packed
+
+    @staticmethod
+    def open(dtype: torch.dtype) -> CpuKernels:
+        """``EngineError`` where this machine or dtype cannot have them."""
+        name = str(dtype).removeprefix("torch.")
+        if name not in ("float32", "bfloat16"):
+            raise EngineError(f"no CPU kernels for {name}")
+        library = cpu_library()
+        i64, pointer = ctypes.c_int64, ctypes.c_void_p
+        lanes = library.hexgen_lanes
+        lanes.restype = i64
+        scratch = library.hexgen_scratch_floats
+        scratch.restype, scratch.argtypes = i64, (pointer, pointer)
+        layers = library[f"hexgen_layers_{name}"]
+        layers.restype, layers.argtypes = None, (pointer, pointer, i64, pointer, i64)
+        logits = library[f"hexgen_logits_{name}"]
+        ends = (pointer, pointer, pointer, i64, i64, i64, ctypes.c_double, i64, pointer, pointer)
+        logits.restype, logits.argtypes = None, ends
+        return CpuKernels(layers, logits, scratch, Packed(int(lanes())))
+
+
+def choose_cpu_kernels(device: torch.device, dtype: torch.dtype) -> CpuKernels | None:
+    """The kernels on CPUs, unless ``HEXGEN_ATTENTION`` asks for something else or they cannot be had."""
+    if device.type != "cpu" or VARIABLE in os.environ:
+        return None
+    try:
+        return CpuKernels.open(dtype)
+    except EngineError as error:
+        _log.warning("torch's own operations serve, not the CPU kernels: %s", error)
+        return None
+
+
+@dataclass(slots=True)
+class _Tables:
+    """What the layers of a step share; arrays are kept here because the structure only points to them."""
+
+    step: _Step
+    arrays: tuple[Ints, ...]
+
+
+class CpuStage:
+    """The layers that a rank holds, packed, and the memory that a step needs. One thread at a time."""
+
+    def __init__(
+        self,
+        kernels: CpuKernels,
+        model: ModelSpec,
+        rank: RankSlice,
+        communicator: Communicator,
+        layers: dict[int, LayerWeights],
+        page_size: int,
+        threads: int,
+    ) -> None:
+        self._kernels = kernels
+        self._communicator = communicator
+        self._threads = threads
+        self._hidden, self._eps = model.hidden_size, model.norm_eps
+        group = model.heads // model.kv_heads
+        # Query head h reads KV head h // group: of this rank's heads, each KV head's readers lie together.
+        bounds = [h * group - rank.query_heads[0] for h in range(rank.kv_heads[0], rank.kv_heads[1] + 1)]
+        self._readers = np.clip(np.array(bounds, dtype=np.int64), 0, rank.n_query_heads)
+        self._shape = _Shape(
+            hidden=model.hidden_size,
+            query_heads=rank.n_query_heads,
+            kv_heads=rank.n_kv_heads,
+            head_dim=model.head_dim,
+            columns=rank.n_columns,
+            page_size=page_size,
+            threads=threads,
+            adds_residual=communicator.rank == 0,
+            first_reader=self._readers.ctypes.data,
+            eps=model.norm_eps,
+        )
+        self._first = min(layers, default=0)
+        self._weights = layers  # alive for as long as the structures point to them
+        self._structures = (_Layer * len(layers))()
+        for i, weights in layers.items():
+            structure = self._structures[i - self._first]
+            for name in LayerWeights.__slots__:
+                tensor = getattr(weights, name)
+                setattr(structure, name, None if tensor is None else tensor.data_ptr())
+            structure.window = model.window(i) or 0
+        self._scratch = torch.empty(0, dtype=torch.float32)
+
+    def forward(self, hidden: torch.Tensor, step: StepContext, pool: KVPool, layers: Layers) -> None:
+        """``hidden`` ``[tokens, hidden]``, contiguous, is replaced in place by the output of layers
+        ``[start, end)``, of which ``pool`` holds the first as its layer 0.
+        """
+        told = self._told(step.batch, pool)
+        told.cos, told.sin, told.hidden = step.cos.data_ptr(), step.sin.data_ptr(), hidden.data_ptr()
+        at, run = ctypes.addressof(self._structures) + (layers[0] - self._first) * ctypes.sizeof(_Layer), self._run
+        if self._communicator.size == 1:
+            run(at, layers[1] - layers[0], told, _BOTH)
+            return
+        for _ in range(*layers):
+            run(at, 1, told, _ATTENTION)
+            self._communicator.all_reduce(hidden)
+            run(at, 1, told, _MLP)
+            self._communicator.all_reduce(hidden)
+            at += ctypes.sizeof(_Layer)
+            told.kv += told.layer_elements * hidden.element_size()
+
+    def logits(self, rows: torch.Tensor, norm: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """``rows`` ``[rows, hidden]`` -> float32 ``[rows, outputs of the packed head]``."""
+        rows = rows.contiguous()
+        outputs = head.numel() // self._hidden
+        out = torch.empty((rows.shape[0], outputs), dtype=torch.float32)
+        scratch = self._room(rows.numel())
+        sizes = (rows.shape[0], self._hidden, outputs, self._eps, self._threads)
+        tensors = (rows.data_ptr(), norm.data_ptr(), head.data_ptr())
+        self._kernels.logits(*tensors, *sizes, scratch, out.data_ptr())
+        return out
+
+    def _run(self, layers: int, count: int, told: _Step, halves: int) -> None:
+        self._kernels.layers(ctypes.addressof(self._shape), layers, count, ctypes.addressof(told), halves)
+
+    def _room(self, floats: int) -> int:
+        """The address of scratch memory, reused: fresh memory costs a page fault every 4 KiB."""
+        if self._scratch.numel() < floats:
+            self._scratch = torch.empty(floats, dtype=torch.float32)
+        return self._scratch.data_ptr()
+
+    def _told(self, batch: BatchInputs, pool: KVPool) -> _Step:
+        tables: _Tables | None = batch.memo.get("cpu")
+        if tables is None:
+            tables = batch.memo["cpu"] = _tables(batch, pool)
+        told = tables.step
+        first = pool.layer(0).rows
+        told.kv, told.layer_elements = first.data_ptr(), first.numel()
+        told.scratch = self._room(
+            self._kernels.scratch_floats(ctypes.addressof(self._shape), ctypes.addressof(told))
+        )
+        return told
+
+
+def _tables(batch: BatchInputs, pool: KVPool) -> _Tables:
+    """Runs (row, tokens, first position, place in pages), pages and slots of a step."""
+    decodes = batch.decodes
+    runs = [(run.row, run.length, run.start) for run in batch.prefills]
+    runs += [(decodes.row + i, 1, at) for i, at in enumerate(decodes.positions)]
+    owned = [*(run.pages for run in batch.prefills), *decodes.pages]
+    table = np.empty((len(runs), 4), dtype=np.int64)
+    table[:, :3] = runs
+    table[0, 3] = 0
+    np.cumsum([pages.size for pages in owned[:-1]], out=table[1:, 3])
+    pages = np.concatenate(owned)
+    slots = batch.slot_pages * pool.page_size + batch.slot_offsets
+    step = _Step(tokens=batch.n_tokens, n_runs=len(runs))
+    step.runs, step.pages, step.slots = table.ctypes.data, pages.ctypes.data, slots.ctypes.data
+    return _Tables(step, (table, pages, slots))
