@@ -14,6 +14,7 @@ from hexgen.scheduler.deadline import part_until, passed
 from hexgen.scheduler.genetic import genetic
 from hexgen.scheduler.groups import Topology, islands
 from hexgen.scheduler.improve import Budget, Partition, improve
+from hexgen.scheduler.polish import polished
 from hexgen.scheduler.progress import Progress
 from hexgen.scheduler.regions import Places, kinds_of_regions, region_by_region, several
 from hexgen.scheduler.search import search
@@ -28,8 +29,9 @@ _USUAL = Effort(rounds=30, looks=500, work=1e7)
 _PROOF = Effort(rounds=300, looks=20_000, work=4e9)
 _PACK_ONLY = Effort(rounds=0, looks=0, work=0.0)
 _MANY_DEVICES = 160  # beyond this many, pricing only where time was given for it
-_FOR_LOCAL_SEARCH = 0.3  # of the time that is left, at most; then breeding; the rest is for packing and its proof
+_FOR_LOCAL_SEARCH = 0.3  # of the time that is left, at most; then breeding, then polish; the rest is for the proof
 _FOR_BREEDING = 0.3
+_FOR_POLISH = 0.5
 _GENES, _MORE_GENES = (20, 20), (100, 300)  # population and generations: usually, and where time was given
 _GENES_DEVICES, _FEW_DEVICES = 24, 8  # the most, one and several a node, unless time was given
 _FEW = 6  # kinds of regions: where there are more, each gets little (`hexgen.scheduler.unlike`)
@@ -72,6 +74,10 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
             known = None if math.isinf(proven) else proven
             task.progress(Progress(best.value, known, time.monotonic() - started, phase))
 
+    until = part_until(task.deadline, _FOR_POLISH)
+    if until is not None:
+        tell(bound, "improving")
+        best = polished(solver, best, task.seed, until)
     effort = _effort(task, devices)
     joined = bool(islands(solver.topology))  # then pricing is for the relaxed cluster, below
     try:

@@ -39,12 +39,13 @@ class Packed:
 @dataclass(frozen=True, slots=True)
 class Effort:
     """``rounds`` of pricing at most, each looking into ``looks`` boxes at most, all together working out ``work``
-    numbers at most, until ``deadline``."""
+    numbers at most, until ``deadline``. ``columns``: that the choice in whole numbers is made from at most."""
 
     rounds: int
     looks: int
     work: float
     deadline: float | None = None  # of time.monotonic()
+    columns: int = _MOST_COLUMNS
 
 
 class _Columns:
@@ -139,7 +140,7 @@ def pack(solver: RouteSolver, effort: Effort, note: Note | None = None, *, whole
         for pipeline in found:
             columns.priced(pipeline)
     proven = bound if _complete(classes, solver) else math.inf
-    packing = _packing(classes, columns.all, solver, nodes, seconds_left(effort.deadline)) if whole else None
+    packing = _packing(classes, columns.all, solver, nodes, effort) if whole else None
     return Packed(packing, proven, done)
 
 
@@ -155,14 +156,15 @@ def _complete(classes: Classes, solver: RouteSolver) -> bool:
 
 
 def _packing(
-    classes: Classes, columns: Sequence[Column], solver: RouteSolver, nodes: Sequence[int], seconds: float | None
+    classes: Classes, columns: Sequence[Column], solver: RouteSolver, nodes: Sequence[int], effort: Effort
 ) -> Partition | None:
+    seconds = seconds_left(effort.deadline)
     if not columns or seconds == 0:
         return None
-    if len(columns) > _MOST_COLUMNS:
+    if len(columns) > effort.columns:
         prices = relax(classes, columns, nodes).prices
         worth = {column: column.value / sum(prices[t] * n for t, n in column.uses) for column in columns}
-        columns = sorted(columns, key=lambda column: -worth[column])[:_MOST_COLUMNS]
+        columns = sorted(columns, key=lambda column: -worth[column])[: effort.columns]
     pipelines, spare = place(
         classes, columns, choose(classes, columns, nodes, None if seconds is None else max(_LEAST_S, seconds))
     )
