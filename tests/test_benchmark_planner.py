@@ -53,6 +53,10 @@ def test_everybody_is_judged_alike_and_goals_follow_from_the_figures() -> None:
     worse = dataclasses.replace(result.ours, predicted_tokens_s=result.best.predicted_tokens_s / 2)
     missed = served.report([dataclasses.replace(result, ours=worse)], [], SETTINGS).findings[0]
     assert missed.endswith(f"met on 0 of 1; missed on small/tiny (0.50 of {result.best.name}).")
+    # Nobody is asked for more than is proven to be there without the line saying so.
+    near = dataclasses.replace(result.ours, name="HexGen", predicted_tokens_s=result.bound_tokens_s / 1.25)
+    near_result = dataclasses.replace(result, others=(near,))
+    assert "and no plan exceeds 1.25)" in served.report([near_result], [], SETTINGS).findings[2]
     met = served.report([result], ["other"], SETTINGS).findings
     assert met[-1] == "No built-in model is given for other: left out."
 

@@ -251,12 +251,18 @@ def _at_least(results: list[CaseResult], name: str, goal: float, simulated: bool
             continue
         asked += 1
         if value < goal:
-            missed.append(f"{result.name} ({value:.2f})")
+            missed.append(f"{result.name} ({value:.2f}{_out_of_reach(result, other, goal)})")
     how = "simulated" if simulated else "predicted"
     text = f"Goal, at least {goal:g} times {name} ({how}): met on {asked - len(missed)} of {asked}" + _missed(
         missed
     )
     return text + (f" {name} is within {1 - NEAR_BOUND:.0%} of the bound on {', '.join(near)}." if near else "")
+
+
+def _out_of_reach(result: CaseResult, other: Way, goal: float) -> str:
+    """Where the proven bound itself is less than ``goal`` times what the baseline is predicted to serve."""
+    most = over(result.bound_tokens_s, other.predicted_tokens_s)
+    return f", and no plan exceeds {most:.2f}" if most is not None and most < goal else ""
 
 
 def _missed(names: list[str]) -> str:
