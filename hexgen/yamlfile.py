@@ -8,7 +8,6 @@ then read through a ``Section``, which knows where each came from, so that every
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from hexgen.errors import SpecError
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_NODES = 2_000_000  # YAML nodes after aliases are expanded
 MAX_DEPTH = 100
+_BEYOND = 1e300  # no honest figure reaches it
 _T = TypeVar("_T")
 _D = TypeVar("_D")
 
@@ -72,16 +72,26 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+|[-+]?\.[0-9]+[eE][-+]?[0-9]+")
-_WORDS = re.compile(r"(?:yes|no|on|off|y|n)", re.IGNORECASE)
+# Numbers as YAML 1.2's core has them, in decimal. What YAML 1.1 also takes for numbers or dates (1:30 is 90 there,
+# 010 is 8, 1_000 and 0x1f, 2026-01-01) is text here: what wants a number then says what stands there.
+_INT = re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$")
+_FLOAT = re.compile(
+    r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_WRITTEN_AS_NUMBER = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$|^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)[eE][0-9]+$")
+_TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    first: [
+        (tag, regexp)
+        for tag, regexp in resolvers
+        if tag in (f"{_TAG}null", f"{_TAG}merge") or (tag == f"{_TAG}bool" and first in "tTfF")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT.pattern})$"), list("-+.0123456789")
-    )
+_Loader.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
+_Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver(f"{_TAG}float", _WRITTEN_AS_NUMBER, list("-+.0123456789"))
 
 
 class Inline(dict[str, Any]):
@@ -231,9 +241,10 @@ class Section:
         return read(self.values[key], self.place.key(key)) if key in self else None
 
 
-def wrong(value: object, place: Place, wanted: str) -> NoReturn:
+def wrong(value: object, place: Place, wanted: str, remedy: str | None = None) -> NoReturn:
     shown = repr(value)
-    raise SpecError(f"must be {wanted}, not {shown if len(shown) <= 80 else shown[:77] + '...'}", where=str(place))
+    text = f"must be {wanted}, not {shown if len(shown) <= 80 else shown[:77] + '...'}"
+    raise SpecError(text, where=str(place), remedy=remedy)
 
 
 def text(value: object, place: Place) -> str:
@@ -250,7 +261,8 @@ def name(value: object, place: Place) -> str:
     """A name of letters, digits, dots, dashes and underscores; a whole number is taken as its digits."""
     shown = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(shown, str) or not _NAME.fullmatch(shown):
-        wrong(value, place, "a name of letters, digits, '.', '-' and '_'")
+        remedy = "quote it: it reads as a number" if isinstance(value, float) else None
+        wrong(value, place, "a name of letters, digits, '.', '-' and '_'", remedy)
     return shown
 
 
@@ -267,9 +279,10 @@ def number(above: float = 0.0, *, allow_equal: bool = False) -> Reader[float]:
     """A finite number above ``above`` (or equal to it)."""
 
     def read(value: object, place: Place) -> float:
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-        if not ok or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             wrong(value, place, "a number")
+        if not abs(value) < _BEYOND:  # neither is what is not a number
+            wrong(value, place, f"a number below {_BEYOND:g}")
         if value < above or (value == above and not allow_equal):
             wrong(value, place, f"a number {'of at least' if allow_equal else 'above'} {above:g}")
         return float(value)

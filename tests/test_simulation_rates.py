@@ -104,6 +104,22 @@ def test_json_is_one_object(plan_file: str, capsys: pytest.CaptureFixture[str]) 
     assert value["predicted"]["output_throughput"] > 0
 
 
+def test_a_clock_that_stops_before_anything_ends_says_so(
+    plan_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(plan_file, "--rate", "4", "--requests", "20", "--until", "0.001") == 0
+    told = capsys.readouterr()
+    assert "0 finished" in told.out
+    assert "nan" not in told.out
+    assert "0 s" not in told.out.split("ITL")[1].splitlines()[0]
+    assert "note: no request ended from 0 s to 1 ms, so there are no times" in told.err
+    assert "--until" in told.err
+    assert run(plan_file, "--rate", "4", "--requests", "20", "--until", "0.001", "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["mean_itl_ms"] is value["routes"][0]["kv_used_mean"] is None
+
+
 def test_a_table_for_people(plan_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run(plan_file, "--workload", "prompt=100,output=20,rate=max") == 0

@@ -40,6 +40,41 @@ def test_words_are_words_and_numbers_are_numbers() -> None:
 
 
 @pytest.mark.parametrize(
+    "written",
+    [
+        "1:30",
+        "1:30.5",
+        "010",
+        "0b11",
+        "0x1f",
+        "0o17",
+        "1_000",
+        "1_0.5",
+        "2026-01-01",
+        "=",
+        "yes",
+        "off",
+        "Y",
+        "1e",
+    ],
+)
+def test_what_yaml_1_1_takes_for_something_else_stays_as_it_was_written(written: str) -> None:
+    value = parse_yaml(f"a: {written}", "x")["a"]
+    assert value == written
+    with pytest.raises(SpecError) as caught:
+        yamlfile.number()(value, Place("c.yaml").key("a"))
+    assert str(caught.value) == f"c.yaml: a: must be a number, not {written!r}"
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("0", 0), ("-7", -7), ("+7", 7), ("0.5", 0.5), (".5", 0.5), ("5.", 5.0)]
+)
+def test_numbers_in_their_usual_forms(written: str, value: float) -> None:
+    read = parse_yaml(f"a: {written}", "x")["a"]
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: [1, 2", ", line "),
@@ -111,6 +146,18 @@ def test_sections_name_the_place_and_the_likely_key() -> None:
 @pytest.mark.parametrize("value", [True, "1", None, float("nan"), float("inf"), -1, 0, 10**400, [1]])
 def test_numbers_are_positive_and_finite(value: object) -> None:
     with pytest.raises(SpecError):
+        yamlfile.number()(value, Place("x"))
+
+
+def test_a_name_that_reads_as_a_number_is_to_be_quoted() -> None:
+    assert yamlfile.name(parse_yaml("a: 2024", "x")["a"], Place("x")) == "2024"
+    with pytest.raises(SpecError, match=r"a: must be a name .*not 1200\.0 \(quote it: it reads as a number\)"):
+        yamlfile.name(parse_yaml("a: 12e2", "x")["a"], Place("x").key("a"))
+
+
+@pytest.mark.parametrize("value", [1e300, -1e301, float("nan"), float("inf"), 10**400])
+def test_numbers_beyond_reason_are_told_what_is_reason(value: float) -> None:
+    with pytest.raises(SpecError, match=r"must be a number below 1e\+300, not "):
         yamlfile.number()(value, Place("x"))
 
 

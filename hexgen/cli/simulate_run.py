@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import typer
 
-from hexgen.cli._common import given_text
+from hexgen.cli._common import given_text, say
 from hexgen.cli._load import rate_of
 from hexgen.cli.read_plan import read_plan
-from hexgen.cli.simulate_tables import Simulated, as_object, show
+from hexgen.cli.simulate_tables import Simulated, as_object, show, why_no_times
 from hexgen.cluster import Cluster
 from hexgen.errors import SpecError
 from hexgen.model import ModelSpec
@@ -88,6 +88,9 @@ def run(asked: SimulateRequest) -> None:
         evaluate(given.plan, given.cluster, given.model, given.workload, cost_table=given.table),
         None if asked.slo_attainment is None else _largest_rate(asked, given, asked.slo_attainment),
     )
+    nothing = why_no_times(found)
+    if nothing is not None:
+        say(f"note: {nothing}")
     if asked.as_json:
         typer.echo(json.dumps(as_object(found), allow_nan=False))
     else:

@@ -43,6 +43,7 @@ def as_object(found: Simulated) -> dict[str, Any]:
     out |= {"trace": found.trace, "seed": found.seed} | result.summary()
     if found.workload.slo == Slo():
         out["attainment"] = out["request_goodput"] = None
+    out["mean_itl_ms"] = _mean(result, "itl") * 1e3
     if found.largest_rate is not None:
         out["largest_rate"] = found.largest_rate
     out["predicted"] = {
@@ -56,6 +57,11 @@ def as_object(found: Simulated) -> dict[str, Any]:
     out["routes"] = [_route(found, number) for number in range(len(found.plan.routes))]
     value: dict[str, Any] = without_nan(out)
     return value
+
+
+def _mean(result: SimulationResult, name: str) -> float:
+    """In seconds; NaN where there is none, also of gaps."""
+    return math.nan if math.isnan(result.percentile(name, 50)) else result.mean(name)
 
 
 def _route(found: Simulated, number: int) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def _rates(found: Simulated) -> Table:
     table.add_row("output tokens/s", f"{result.tokens_s:.1f} (predicted {predicted.tokens_s:.1f} when saturated)")
     table.add_row("requests/s", f"{result.requests_s:.3f}")
     if found.workload.slo != Slo():
-        table.add_row("within the limits", f"{100 * result.attainment():.1f} %")
+        table.add_row("within the limits", _cell(100 * result.attainment(), ".1f", " %"))
         table.add_row("goodput, requests/s", f"{result.goodput():.3f}")
     if found.largest_rate is not None:
         table.add_row("largest rate within the limits", f"{found.largest_rate:.3f} requests/s")
@@ -104,7 +110,7 @@ def _times(found: Simulated) -> Table:
     predicted = found.predicted
     means = {"ttft": predicted.ttft_s, "tpot": predicted.tpot_s, "e2el": predicted.latency_s}
     for name, title in _TITLES.items():
-        figures = [found.result.mean(name), *(found.result.percentile(name, p) for p in PERCENTILES)]
+        figures = [_mean(found.result, name), *(found.result.percentile(name, p) for p in PERCENTILES)]
         cells = ["-" if math.isnan(figure) else format_time(figure) for figure in figures]
         table.add_row(title, *cells, format_time(means[name]) if name in means else "")
     return table
@@ -131,8 +137,27 @@ def _routes(found: Simulated) -> Table:
             str(number),
             " > ".join(row["path"]),
             str(row["requests"]),
-            f"{100 * row['kv_used_mean']:.0f} %",
-            f"{100 * row['kv_used_peak']:.0f} %",
-            f"{row['running_mean']:.1f}",
+            _cell(100 * row["kv_used_mean"], ".0f", " %"),
+            _cell(100 * row["kv_used_peak"], ".0f", " %"),
+            _cell(row["running_mean"], ".1f"),
         )
     return table
+
+
+def _cell(figure: float, shape: str, unit: str = "") -> str:
+    return "-" if math.isnan(figure) else f"{figure:{shape}}{unit}"
+
+
+def why_no_times(found: Simulated) -> str | None:
+    """A line where no request ended while figures were counted; None where some did."""
+    result = found.result
+    if result.requests_s > 0:
+        return None
+    span = f"from {format_time(result.started_s)} to {format_time(result.ended_s)}"
+    if result.unfinished == 0:
+        return f"no request ended {span}, so there are no times; all others did before, or were refused"
+    first_s = float(result.arrival_s.min())
+    return (
+        f"no request ended {span}, so there are no times: the first arrives at {format_time(first_s)}, and one "
+        f"takes about {format_time(found.predicted.latency_s)}; let the clock run longer (--until)"
+    )
