@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hexgen.cluster import Cluster
 from hexgen.errors import HexgenError, InfeasibleError
+from hexgen.memory import plan_dtype
 from hexgen.model import ModelSpec
 from hexgen.plan import EngineOptions, Plan, resolve_cluster
 from hexgen.scheduler.best import best_on_nodes, finish, goal_of, solver_for
+from hexgen.scheduler.evaluate import evaluate
 from hexgen.scheduler.moves import DeviceMove, dealt_to_keep_most, device_moves, holdings, surviving
 from hexgen.scheduler.nudge import nudged
 from hexgen.scheduler.planner import plan as plan_afresh
@@ -108,6 +111,7 @@ def replan(
                 keep(f"{considered.name}, layers nudged back", closer)
     equals = [entry for entry in found if entry[0] >= least]
     _, chosen, plan = min(equals, key=lambda entry: (entry[1].loads_bytes, -entry[0]))
+    plan = _bounded(plan, old, before, task, objective)
     moves = device_moves(held, plan, cluster, model)
     return Replanned(
         plan=plan,
@@ -183,3 +187,51 @@ def _value(plan: Plan, task: Task, objective: Objective) -> float | None:
     if rate == "max":
         return -price / predicted.tokens_s
     return -price if predicted.requests_s >= float(rate) * (1 - 1e-9) else None
+
+
+def _bounded(plan: Plan, old: Plan, before: Cluster, task: Task, objective: Objective) -> Plan:
+    """The plan with the old one's proven bound where that still holds, and with none otherwise.
+
+    In so short a time nothing is proven. What is left is arithmetic over all devices, which says little of a plan.
+    The other objectives' bounds are not read as that, and stay.
+    """
+    predicted = plan.predicted
+    if predicted is None or objective not in ("throughput", "slo"):
+        return plan
+    known, arithmetic = _old_bound(old, before, task, objective), predicted.upper_bound_tokens_s
+    if known is not None and arithmetic is not None and known >= arithmetic * (1 - EQUAL):
+        known = None
+    bound = None if known is None else max(known, predicted.tokens_s)
+    return dataclasses.replace(plan, predicted=dataclasses.replace(predicted, upper_bound_tokens_s=bound))
+
+
+def _old_bound(old: Plan, before: Cluster, task: Task, objective: Objective) -> float | None:
+    """What the old plan says that nothing exceeds, if that is so here: fewer devices serve no more.
+
+    Figures, workload and options must be what they were: the old plan, evaluated with these, does what it says.
+    """
+    said = old.predicted
+    if said is None or said.upper_bound_tokens_s is None or said.objective != objective:
+        return None
+    if old.engine != task.options or not _is_part_of(task.cluster, before):
+        return None
+    dtypes = {plan_dtype(old.engine, task.model, [n.device for n in c.nodes]) for c in (task.cluster, before)}
+    if len(dtypes) > 1:
+        return None
+    now = evaluate(old, before, task.model, task.workload, objective, cost_table=task.cost_table)
+    same = all(
+        math.isclose(getattr(now, name), getattr(said, name), rel_tol=1e-6)
+        for name in ("tokens_s", "ttft_s", "tpot_s", "single_tokens_s")
+    )
+    return said.upper_bound_tokens_s if same else None
+
+
+def _is_part_of(cluster: Cluster, whole: Cluster) -> bool:
+    """Whether ``cluster`` is ``whole`` less some nodes, joined as they were."""
+    if cluster.default_link != whole.default_link or cluster.region_links != whole.region_links:
+        return False
+    theirs = {node.name: node for node in whole.nodes}
+    if any(theirs.get(node.name) != node for node in cluster.nodes):
+        return False
+    left = {node.name for node in cluster.nodes}
+    return cluster.node_links == tuple(entry for entry in whole.node_links if left.issuperset(entry.nodes))

@@ -120,6 +120,17 @@ def test_a_plan_from_an_old_one(cluster: str, tmp_path: Path, capsys: pytest.Cap
     assert value["replan"]["loads_bytes"] == sum(move["loads_bytes"] for move in moved)
     assert run(str(smaller), "--from", str(old)) == 0
     assert "from the old plan:" in capsys.readouterr().out
+    # The bound of the old file goes along through files; on more devices it says nothing.
+    assert run(cluster, "--from", str(old)) == 0
+    assert (
+        f"no plan serves more than {load_plan(old).predicted.upper_bound_tokens_s:,.1f}" in capsys.readouterr().out
+    )
+    larger = tmp_path / "larger.yaml"
+    larger.write_text(CLUSTER.replace("{name: b, device: T4, count: 2", "{name: b, device: T4, count: 4"))
+    assert run(str(larger), "--from", str(old)) == 0
+    text = capsys.readouterr().out
+    assert "best possible is not known" in text
+    assert "(proven)" not in text
     assert run(str(smaller), "--from", str(old), "--model", "llama-2-7b") == 2
     assert "old.yaml: is a plan of llama-2-13b" in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ from hexgen.scheduler.planner import plan
 from hexgen.scheduler.reachable import without_nodes
 from hexgen.scheduler.replan import EQUAL, Replanned, replan
 from hexgen.validate import check_plan
-from hexgen.workload import Workload
+from hexgen.workload import Lengths, Workload
 
 SPECS = Path(__file__).parent.parent / "cluster_specs"
 OPTIONS = EngineOptions(token_budget=64, max_sequences=8)
@@ -197,6 +197,29 @@ def test_a_new_node_is_put_to_use() -> None:
     assert {d.split("/")[0] for stage in done.plan.stages for d in stage.devices} == {"n0", "n1", "n2"}
     # What ran goes on: only the new node loads.
     assert {move.device.split("/")[0] for move in done.moves if move.loads_bytes} == {"n2"}
+
+
+def test_a_proven_bound_goes_along_where_it_still_holds_and_none_is_made_up() -> None:
+    model = load_model("llama-2-13b")
+    kind, small = (DEVICE_TYPES["L4"], 2), (DEVICE_TYPES["T4"], 1)
+    before = cluster_of(kind, kind, small)
+    old = plan(before, model, WORKLOAD)
+    bound = predicted(old).upper_bound_tokens_s
+    arithmetic = predicted(plan(before, model, WORKLOAD, time_limit_s=0.0)).upper_bound_tokens_s
+    assert bound is not None
+    assert arithmetic is not None
+    assert predicted(old).tokens_s <= bound < 0.99 * arithmetic  # else there would be nothing to lose
+
+    def told(cluster: Cluster, workload: Workload = WORKLOAD, from_plan: Plan = old) -> float | None:
+        return predicted(replan(from_plan, cluster, model, workload, time_limit_s=0.3).plan).upper_bound_tokens_s
+
+    assert told(before) == bound
+    assert told(without_nodes(before, {"n2"})) == bound  # fewer devices serve no more
+    assert told(cluster_of(kind, kind, small, small)) is None
+    assert told(cluster_of(kind, kind, small, link=Link(1e12, 1e-9))) is None
+    assert told(before, Workload(prompt_tokens=Lengths(50), output_tokens=Lengths(50))) is None
+    loose = dataclasses.replace(predicted(old), upper_bound_tokens_s=arithmetic)
+    assert told(before, from_plan=dataclasses.replace(old, predicted=loose)) is None
 
 
 def test_a_link_that_slows_down_splits_a_pipeline_across_it() -> None:

@@ -75,6 +75,9 @@ def replan_text(found: Replanned) -> str:
     if found.gone:
         more = f" and {len(found.gone) - _UNUSED_SHOWN} more" if len(found.gone) > _UNUSED_SHOWN else ""
         text += f"; gone: {', '.join(found.gone[:_UNUSED_SHOWN])}{more}"
+    predicted = found.plan.predicted
+    if predicted is not None and predicted.upper_bound_tokens_s is None:
+        text += "\nhow far from the best possible is not known: plan without --from to have it proven"
     return text
 
 
