@@ -25,6 +25,7 @@ from hexgen.worker.communicator import Communicator
 from hexgen.worker.cpu_build import cpu_library
 from hexgen.worker.kv import KVPool
 from hexgen.worker.layers import LayerWeights, StepContext
+from hexgen.worker.rope import RotaryEmbedding
 from hexgen.worker.weight_layouts import Packed
 
 _ATTENTION, _MLP, _BOTH = 1, 2, 3
@@ -68,6 +69,8 @@ class CpuKernels:
 
     layers: Function
     logits: Function
+    rows: Function
+    angles: Function
     scratch_floats: Function
     layout: Packed
 
@@ -78,17 +81,23 @@ class CpuKernels:
         if name not in ("float32", "bfloat16"):
             raise EngineError(f"no CPU kernels for {name}")
         library = cpu_library()
-        i64, pointer = ctypes.c_int64, ctypes.c_void_p
-        lanes = library.hexgen_lanes
-        lanes.restype = i64
-        scratch = library.hexgen_scratch_floats
-        scratch.restype, scratch.argtypes = i64, (pointer, pointer)
-        layers = library[f"hexgen_layers_{name}"]
-        layers.restype, layers.argtypes = None, (pointer, pointer, i64, pointer, i64)
-        logits = library[f"hexgen_logits_{name}"]
-        ends = (pointer, pointer, pointer, i64, i64, i64, ctypes.c_double, i64, pointer, pointer)
-        logits.restype, logits.argtypes = None, ends
-        return CpuKernels(layers, logits, scratch, Packed(int(lanes())))
+        i64, real, pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+
+        def function(name: str, returns: Any, *arguments: Any) -> Function:
+            found = library[f"hexgen_{name}"]
+            found.restype, found.argtypes = returns, arguments
+            return found
+
+        ends = (*(3 * [pointer]), *(3 * [i64]), real, i64, pointer, pointer)
+        angles = (pointer, i64, pointer, i64, i64, real, pointer, pointer)
+        return CpuKernels(
+            layers=function(f"layers_{name}", None, pointer, pointer, i64, pointer, i64),
+            logits=function(f"logits_{name}", None, *ends),
+            rows=function(f"rows_{name}", None, pointer, i64, i64, pointer, i64, pointer),
+            angles=function(f"angles_{name}", None, *angles),
+            scratch_floats=function("scratch_floats", i64, pointer, pointer),
+            layout=Packed(int(function("lanes", i64)())),
+        )
 
 
 def choose_cpu_kernels(device: torch.device, dtype: torch.dtype) -> CpuKernels | None:
@@ -171,6 +180,25 @@ class CpuStage:
             self._communicator.all_reduce(hidden)
             at += ctypes.sizeof(_Layer)
             told.kv += told.layer_elements * hidden.element_size()
+
+    def embed(self, packed: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """``[ids, hidden]``: rows of a tied head, of which ``ids`` must all be."""
+        out = torch.empty((ids.shape[0], self._hidden), dtype=packed.dtype)
+        sizes = packed.numel() // self._hidden, self._hidden
+        self._kernels.rows(packed.data_ptr(), *sizes, ids.contiguous().data_ptr(), ids.shape[0], out.data_ptr())
+        return out
+
+    def rotary(self, rope: RotaryEmbedding, batch: BatchInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``rope.tables`` gives, in one call: cosines and signed sines ``[tokens, head_dim]``."""
+        frequencies = rope.frequencies(batch.lengths)
+        dim, positions = 2 * frequencies.shape[-1], batch.positions
+        cos, sin = torch.empty((2, batch.n_tokens, dim), dtype=rope.dtype).unbind()
+        each = dim // 2 if frequencies.dim() == 2 else 0
+        self._kernels.angles(
+            positions.data_ptr(), batch.n_tokens, frequencies.data_ptr(), each, dim, rope.factor, cos.data_ptr(),
+            sin.data_ptr(),
+        )  # fmt: skip
+        return cos, sin
 
     def logits(self, rows: torch.Tensor, norm: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """``rows`` ``[rows, hidden]`` -> float32 ``[rows, outputs of the packed head]``."""

@@ -78,8 +78,8 @@ class RotaryEmbedding:
 
     def __init__(self, model: ModelSpec, dtype: torch.dtype, device: torch.device) -> None:
         self._model = model
-        self._dtype = dtype
-        frequencies, self._factor = inverse_frequencies(model)
+        self.dtype = dtype
+        frequencies, self.factor = inverse_frequencies(model)
         self._frequencies = frequencies.to(device)
         self.dynamic = model.rope.kind == "dynamic"
         self._exponents = (torch.arange(0, model.head_dim, 2, dtype=torch.int64).float() / model.head_dim).to(
@@ -92,16 +92,17 @@ class RotaryEmbedding:
         ``positions`` and ``lengths`` are ``[tokens]`` int64. ``lengths`` matters to dynamic scaling alone: the
         length of the sequence when the token was first computed decides the frequencies of its key for good.
         """
-        if self.dynamic and lengths is not None:
-            angles = positions.float()[:, None] * self._dynamic(lengths)
-        else:
-            angles = positions.float()[:, None] * self._frequencies
+        angles = positions.float()[:, None] * self.frequencies(lengths)
         cos, sin = angles.cos(), angles.sin()
-        if self._factor != 1.0:
-            cos, sin = cos * self._factor, sin * self._factor
-        cos2 = torch.cat((cos, cos), dim=-1).to(self._dtype)
-        sin2 = torch.cat((-sin, sin), dim=-1).to(self._dtype)
+        if self.factor != 1.0:
+            cos, sin = cos * self.factor, sin * self.factor
+        cos2 = torch.cat((cos, cos), dim=-1).to(self.dtype)
+        sin2 = torch.cat((-sin, sin), dim=-1).to(self.dtype)
         return cos2.unsqueeze(1), sin2.unsqueeze(1)
+
+    def frequencies(self, lengths: torch.Tensor | None) -> torch.Tensor:
+        """Float32 ``[head_dim / 2]``, or for dynamic scaling ``[tokens, head_dim / 2]``."""
+        return self._dynamic(lengths) if self.dynamic and lengths is not None else self._frequencies
 
     def _dynamic(self, lengths: torch.Tensor) -> torch.Tensor:
         """``[tokens, head_dim / 2]``: the base grows with the length once that passes the original context."""

@@ -45,9 +45,9 @@ class StageModel:
         self._embeds = any(route.embeds for route in config.routes)
         self._samples = any(route.samples for route in config.routes)
         kernels = choose_cpu_kernels(self.device, self.dtype)
-        self._layout: Layout = Transposed() if kernels is None else kernels.layout
-        if kernels is None and self.device.type == "cpu" and self.dtype != torch.float32:
-            self._layout = AsStored()
+        halves = self.device.type == "cpu" and self.dtype != torch.float32
+        self._torch_layout = AsStored() if halves else Transposed()  # where there are no CPU kernels
+        self._layout: Layout = self._torch_layout if kernels is None else kernels.layout
         with torch.inference_mode():
             self._load(checkpoint, on_progress)
         self._cpu: CpuStage | None = None
@@ -131,7 +131,9 @@ class StageModel:
             return self._embedding.index_select(0, ids)
         if self._head is None or not self._embeds:
             raise EngineError("this stage holds no embedding", where=self._config.stage)
-        return self._layout.rows(self._head, self._model.hidden_size, ids)
+        if self._cpu is not None:
+            return self._cpu.embed(self._head, ids)
+        return self._torch_layout.rows(self._head, ids)
 
     @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, batch: BatchInputs, pool: KVPool, layers: Layers) -> torch.Tensor:
@@ -147,12 +149,12 @@ class StageModel:
             )
         if batch.n_tokens == 0:
             return hidden
-        cos, sin = self._rope.tables(batch.positions, batch.lengths)
-        step = StepContext(batch, cos, sin)
         if self._cpu is not None:
             hidden = hidden.contiguous()
-            self._cpu.forward(hidden, step, pool, layers)
+            self._cpu.forward(hidden, StepContext(batch, *self._cpu.rotary(self._rope, batch)), pool, layers)
             return hidden
+        cos, sin = self._rope.tables(batch.positions, batch.lengths)
+        step = StepContext(batch, cos, sin)
         for i in range(*layers):
             self._runner.run(hidden, self._layers[i], step, pool.layer(i - layers[0]), self._model.window(i))
         return hidden

@@ -18,9 +18,6 @@ class Layout(Protocol):
     def gate_up(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """The two matrices whose results are multiplied, of one shape."""
 
-    def rows(self, matrix: torch.Tensor, inputs: int, ids: torch.Tensor) -> torch.Tensor:
-        """``[ids, inputs]``: rows of what ``matrix`` was given; embeddings are read so from a tied head."""
-
 
 class Transposed:
     """``[inputs, outputs]``: what CUDA's products and, with few rows of float32, MKL's are fastest on."""
@@ -31,7 +28,8 @@ class Transposed:
     def gate_up(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return self.matrix(gate, up)
 
-    def rows(self, matrix: torch.Tensor, inputs: int, ids: torch.Tensor) -> torch.Tensor:
+    def rows(self, matrix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """``[ids, inputs]``: rows of what ``matrix`` was given; embeddings are read so from a tied head."""
         return matrix.index_select(1, ids).t().contiguous()
 
 
@@ -43,7 +41,7 @@ class AsStored(Transposed):
     def matrix(self, *weights: torch.Tensor) -> torch.Tensor:
         return torch.cat(weights).contiguous().t()
 
-    def rows(self, matrix: torch.Tensor, inputs: int, ids: torch.Tensor) -> torch.Tensor:
+    def rows(self, matrix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return matrix.t().index_select(0, ids)
 
 
@@ -72,16 +70,6 @@ class Packed:
 
     def gate_up(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return torch.cat((self.matrix(gate), self.matrix(up)))
-
-    def rows(self, matrix: torch.Tensor, inputs: int, ids: torch.Tensor) -> torch.Tensor:
-        whole = matrix.numel() // inputs // self.panel * self.panel
-        places = torch.argsort(self._order(matrix.dtype)).index_select(0, ids % self.panel)
-        begins = (ids - ids % self.panel) * inputs
-        along = torch.arange(inputs)
-        index = (begins + places)[:, None] + along * self.panel
-        if whole * inputs < matrix.numel():
-            index = torch.where((ids < whole)[:, None], index, (ids * inputs)[:, None] + along)
-        return torch.take(matrix, index)
 
     def _order(self, dtype: torch.dtype) -> torch.Tensor:
         """Outputs of a panel in the order in which they lie."""

@@ -44,26 +44,31 @@ static void softmax(float* scores, int64_t n) {
     for (; i < n; i++) scores[i] *= scale;
 }
 
-// scores[g * stride + t] = q[g] . key t, for `count` keys of one page and G queries.
+INLINE void prefetch(const void* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
+// scores[g * stride + t] = q[g] . key t, for G queries and `count` keys of one page, of which `room` may be read.
+// Writes up to LANES - 1 scores further.
 template <class T, int G>
-INLINE void score(const float* q, const T* keys, int64_t count, int64_t dim, float* scores, int64_t stride) {
-    constexpr int SIDE = G >= 4 ? 1 : 2;  // keys at once
+INLINE void score(
+    const float* q, const T* keys, int64_t count, int64_t room, int64_t dim, float* scores, int64_t stride) {
     int64_t t = 0;
     const int64_t whole = dim / LANES * LANES;
-    for (; t + SIDE <= count; t += SIDE) {
-        Vec sums[G][SIDE] = {};
-        for (int64_t d = 0; d < whole; d += LANES)
-            for (int s = 0; s < SIDE; s++) {
-                const Vec key = load(keys + (t + s) * dim + d);
-                for (int g = 0; g < G; g++) sums[g][s] += load(q + g * dim + d) * key;
+    for (; t < count && t + LANES <= room; t += LANES)
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) {
+            Vec sums[LANES] = {};
+            for (int64_t d = 0; d < whole; d += LANES) {
+                const Vec part = load(q + g * dim + d);
+#pragma GCC unroll 16
+                for (int s = 0; s < LANES; s++) sums[s] += part * load(keys + (t + s) * dim + d);
             }
-        for (int g = 0; g < G; g++)
-            for (int s = 0; s < SIDE; s++) {
-                float total = sum(sums[g][s]);
-                for (int64_t d = whole; d < dim; d++) total += q[g * dim + d] * to_float(keys[(t + s) * dim + d]);
-                scores[g * stride + t + s] = total;
-            }
-    }
+            Vec total = sums_of(sums);
+            for (int64_t d = whole; d < dim; d++)
+                for (int s = 0; s < LANES; s++) total[s] += q[g * dim + d] * to_float(keys[(t + s) * dim + d]);
+            store(scores + g * stride + t, total);
+        }
     for (; t < count; t++)
         for (int g = 0; g < G; g++) scores[g * stride + t] = dot(q + g * dim, keys + t * dim, dim);
 }
@@ -78,6 +83,7 @@ INLINE void mix(
     for (int64_t at = first; at < end;) {
         const int64_t page = at / size, stop = (page + 1) * size < end ? (page + 1) * size : end;
         const T* row = pages.rows(page, 1, head) + (at - page * size) * dim + begin;
+        if (stop < end && begin == 0) prefetch(pages.rows(page + 1, 1, head), size * dim * int64_t(sizeof(T)));
         for (; at < stop; at++, row += dim)
 #pragma GCC unroll 4
             for (int d = 0; d < D; d++) {
@@ -90,26 +96,28 @@ INLINE void mix(
         for (int d = 0; d < D; d++) store(out + g * dim + begin + d * LANES, sums[g][d]);
 }
 
-// One token of G queries [G][dim] (scaled already) at `position`: out [G][dim]. `scratch` [G][positions seen].
+// One token of G queries [G][dim] (scaled already) at `position`: out [G][dim]. `scratch` [G][positions seen + LANES].
 template <class T, int G>
 static void attend_one(
     const float* q, const Pages<T>& pages, int64_t head, int64_t first, int64_t end, float* out, float* scratch) {
-    const int64_t size = pages.page_size, dim = pages.head_dim, n = end - first;
+    const int64_t size = pages.page_size, dim = pages.head_dim, n = end - first, stride = n + LANES;
+    const int64_t page_bytes = size * dim * int64_t(sizeof(T));
     for (int64_t at = first; at < end;) {
         const int64_t page = at / size, stop = (page + 1) * size < end ? (page + 1) * size : end;
         const T* keys = pages.rows(page, 0, head) + (at - page * size) * dim;
-        score<T, G>(q, keys, stop - at, dim, scratch + at - first, n);
+        prefetch(pages.rows(stop < end ? page + 1 : first / size, stop < end ? 0 : 1, head), page_bytes);
+        score<T, G>(q, keys, stop - at, (page + 1) * size - at, dim, scratch + at - first, stride);
         at = stop;
     }
-    for (int g = 0; g < G; g++) softmax(scratch + g * n, n);
+    for (int g = 0; g < G; g++) softmax(scratch + g * stride, n);
     int64_t d = 0;
-    for (; d + 4 * LANES <= dim; d += 4 * LANES) mix<T, G, 4>(pages, head, first, end, scratch, n, d, out);
-    for (; d + LANES <= dim; d += LANES) mix<T, G, 1>(pages, head, first, end, scratch, n, d, out);
+    for (; d + 4 * LANES <= dim; d += 4 * LANES) mix<T, G, 4>(pages, head, first, end, scratch, stride, d, out);
+    for (; d + LANES <= dim; d += LANES) mix<T, G, 1>(pages, head, first, end, scratch, stride, d, out);
     for (; d < dim; d++)
         for (int g = 0; g < G; g++) {
             float total = 0;
             for (int64_t at = first; at < end; at++)
-                total += scratch[g * n + at - first] *
+                total += scratch[g * stride + at - first] *
                          to_float(pages.rows(at / size, 1, head)[at % size * dim + d]);
             out[g * dim + d] = total;
         }
@@ -130,7 +138,7 @@ static void decode_attention(
 }
 
 // What decode_attention and prefill_attention need of scratch for `seen` positions, in floats.
-INLINE int64_t decode_floats(int64_t seen) { return 4 * seen; }
+INLINE int64_t decode_floats(int64_t seen) { return 4 * (seen + LANES); }
 INLINE int64_t prefill_floats(int64_t seen, int64_t dim) {
     const int64_t wide = round_up(seen, PANEL), deep = round_up(dim, PANEL);
     return wide * (dim + deep) + TILE_ROWS * (wide + dim);
@@ -171,7 +179,7 @@ static void prefill_attention(
         }
         float tiles[TILE_FLOATS];
         for (int64_t p = 0; p * PANEL <= last; p++) {
-            run_tile<float>(take, block, dim, keys + p * dim * PANEL, dim, tiles, 1);
+            run_tile<float>(take, block, dim, keys + p * dim * PANEL, dim, tiles, 1, keys, 0);
             for (int m = 0; m < take; m++) memcpy(weights + m * wide + p * PANEL, tiles + m * PANEL, sizeof(float) * PANEL);
         }
         for (int m = 0; m < take; m++) {
@@ -183,7 +191,7 @@ static void prefill_attention(
             for (int64_t t = high; t <= last; t++) mine[t] = 0.0f;
         }
         for (int64_t p = 0; p < deep / PANEL; p++) {
-            run_tile<float>(take, weights, wide, values + p * wide * PANEL, last + 1, tiles, 1);
+            run_tile<float>(take, weights, wide, values + p * wide * PANEL, last + 1, tiles, 1, values, 0);
             const int64_t left = dim - p * PANEL, count = left < PANEL ? left : PANEL;
             for (int m = 0; m < take; m++) {
                 const int64_t token = from + (row + m) / queries;

@@ -7,11 +7,15 @@
 
 #include "vectors.h"
 
-// out[m][p * PANEL + j] = sum over i of x[m][i] * panel p [i][j]
+// out[m][p * PANEL + j] = sum over i of x[m][i] * panel p [i][j]. With one row, memory is the limit and every panel is
+// asked for ahead of its use; with more, `ahead` is asked for, `pace` elements at each i: a part of the next panel, so
+// that memory and arithmetic both work all the time.
 template <class T, int M, int P>
-INLINE void tile(const float* x, int64_t ldx, const T* panels, int64_t k, float* out) {
+INLINE void tile(
+    const float* x, int64_t ldx, const T* panels, int64_t k, float* out, const T* ahead, int64_t pace) {
     Vec sums[M][P][2] = {};
     for (int64_t i = 0; i < k; i++) {
+        if (M > 1) __builtin_prefetch(ahead + i * pace, 0, 2);
 #pragma GCC unroll 8
         for (int p = 0; p < P; p++) {
             const T* row = panels + p * k * PANEL + i * PANEL;
@@ -38,23 +42,25 @@ constexpr int side_by_side(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
 constexpr int TILE_FLOATS = (TILE_ROWS > 6 ? TILE_ROWS : 6) * PANEL;
 
 template <class T, int M>
-static void tile_of(const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count) {
+static void tile_of(const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count, const T* ahead, int64_t pace) {
     constexpr int most = side_by_side(M);
     if constexpr (most >= 2) {
         if constexpr (most == 4) {
-            if (count == 4) return tile<T, M, 4>(x, ldx, panels, k, out);
-            if (count == 3) return tile<T, M, 3>(x, ldx, panels, k, out);
+            if (count == 4) return tile<T, M, 4>(x, ldx, panels, k, out, ahead, pace);
+            if (count == 3) return tile<T, M, 3>(x, ldx, panels, k, out, ahead, pace);
         }
-        if (count == 2) return tile<T, M, 2>(x, ldx, panels, k, out);
+        if (count == 2) return tile<T, M, 2>(x, ldx, panels, k, out, ahead, pace);
     }
-    tile<T, M, 1>(x, ldx, panels, k, out);
+    tile<T, M, 1>(x, ldx, panels, k, out, ahead, pace);
 }
 
 // `out` holds TILE_FLOATS: [rows][count * PANEL]. 1 <= rows <= TILE_ROWS, count <= side_by_side(rows).
 template <class T, int M = TILE_ROWS>
-static inline void run_tile(int rows, const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count) {
-    if (rows == M) return tile_of<T, M>(x, ldx, panels, k, out, count);
-    if constexpr (M > 1) run_tile<T, M - 1>(rows, x, ldx, panels, k, out, count);
+static inline void run_tile(
+    int rows, const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count, const T* ahead,
+    int64_t pace) {
+    if (rows == M) return tile_of<T, M>(x, ldx, panels, k, out, count, ahead, pace);
+    if constexpr (M > 1) run_tile<T, M - 1>(rows, x, ldx, panels, k, out, count, ahead, pace);
 }
 
 template <class T>
@@ -83,17 +89,19 @@ static inline void panels_times(
     const T* weight, int64_t k, int64_t panel, int count, const float* x, int64_t first, int64_t rows, Emit emit) {
     float out[TILE_FLOATS];
     const int64_t blocks = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    for (int64_t b = 0, row = 0; b < blocks; b++) {
-        const int64_t take = (rows - row + (blocks - b) - 1) / (blocks - b);  // dealt evenly
-        for (int done = 0; done < count;) {
-            const int most = side_by_side(static_cast<int>(take)), left = count - done;
-            const int now = left < most ? left : most;
+    const int64_t share = (rows + blocks - 1) / blocks;  // rows are dealt evenly
+    for (int done = 0, now; done < count; done += now) {
+        const int most = side_by_side(static_cast<int>(share)), left = count - done;
+        now = left < most ? left : most;
+        for (int64_t b = 0, row = 0; b < blocks; b++) {
+            const int64_t take = (rows - row + (blocks - b) - 1) / (blocks - b);
+            const T* here = weight + (panel + done) * k * PANEL;
+            const T* next = here + now * k * PANEL + b * k / blocks * PANEL;
             run_tile<T>(
-                static_cast<int>(take), x + (first + row) * k, k, weight + (panel + done) * k * PANEL, k, out, now);
+                static_cast<int>(take), x + (first + row) * k, k, here, k, out, now, next, PANEL / blocks);
             emit(Piece{first + row, take, (panel + done) * PANEL, int64_t(now) * PANEL}, out, int64_t(now) * PANEL);
-            done += now;
+            row += take;
         }
-        row += take;
     }
 }
 

@@ -268,6 +268,34 @@ void logits(const T* hidden, const T* weight, const T* head, int64_t rows, int64
     }
 }
 
+// out [count][k]: rows of what was packed as [n][k].
+template <class T>
+void rows_of(const T* packed, int64_t n, int64_t k, const int64_t* ids, int64_t count, T* out) {
+    const int64_t whole = n / PANEL * PANEL;
+    for (int64_t row = 0; row < count; row++, out += k) {
+        const int64_t id = ids[row], place = id % PANEL;
+        if (id >= whole) {
+            memcpy(out, packed + id * k, sizeof(T) * k);
+            continue;
+        }
+        const T* from = packed + (id - place) * k + (sizeof(T) == 4 ? place : place % LANES * 2 + place / LANES);
+        for (int64_t i = 0; i < k; i++) out[i] = from[i * PANEL];
+    }
+}
+
+// Cosines and signed sines [tokens][dim] of positions times frequencies [dim / 2], `step` further for each token.
+template <class T>
+void angles(const int64_t* positions, int64_t tokens, const float* frequencies, int64_t step, int64_t dim,
+            float factor, T* cos, T* sin) {
+    const int64_t half = dim / 2;
+    for (int64_t row = 0; row < tokens; row++, frequencies += step, cos += dim, sin += dim)
+        for (int64_t d = 0; d < half; d++) {
+            const float angle = static_cast<float>(positions[row]) * frequencies[d];
+            const float c = std::cos(angle) * factor, s = std::sin(angle) * factor;
+            put(cos + d, c), put(cos + half + d, c), put(sin + d, -s), put(sin + half + d, s);
+        }
+}
+
 }  // namespace
 
 extern "C" {
@@ -290,5 +318,19 @@ void hexgen_logits_float32(const float* hidden, const float* weight, const float
 void hexgen_logits_bfloat16(const bf16* hidden, const bf16* weight, const bf16* head, int64_t rows, int64_t k,
                             int64_t n, double eps, int64_t threads, float* scratch, float* out) {
     logits(hidden, weight, head, rows, k, n, eps, threads, scratch, out);
+}
+void hexgen_rows_float32(const float* packed, int64_t n, int64_t k, const int64_t* ids, int64_t count, float* out) {
+    rows_of(packed, n, k, ids, count, out);
+}
+void hexgen_angles_float32(const int64_t* positions, int64_t tokens, const float* frequencies, int64_t step,
+                          int64_t dim, double factor, float* cos, float* sin) {
+    angles(positions, tokens, frequencies, step, dim, static_cast<float>(factor), cos, sin);
+}
+void hexgen_rows_bfloat16(const bf16* packed, int64_t n, int64_t k, const int64_t* ids, int64_t count, bf16* out) {
+    rows_of(packed, n, k, ids, count, out);
+}
+void hexgen_angles_bfloat16(const int64_t* positions, int64_t tokens, const float* frequencies, int64_t step,
+                          int64_t dim, double factor, bf16* cos, bf16* sin) {
+    angles(positions, tokens, frequencies, step, dim, static_cast<float>(factor), cos, sin);
 }
 }

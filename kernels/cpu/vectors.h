@@ -8,16 +8,17 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#ifndef HX_LANES  // given by tests alone: the compiler makes any width out of what the machine has
 #if defined(__AVX512F__)
-constexpr int LANES = 16;
-constexpr int TILE_ROWS = 12;  // accumulators of a tile: TILE_ROWS x 2, of 32 registers
+#define HX_LANES 16
 #elif defined(__AVX__)
-constexpr int LANES = 8;
-constexpr int TILE_ROWS = 6;  // of 16 registers
+#define HX_LANES 8
 #else
-constexpr int LANES = 4;
-constexpr int TILE_ROWS = 6;
+#define HX_LANES 4
 #endif
+#endif
+constexpr int LANES = HX_LANES;
+constexpr int TILE_ROWS = HX_LANES == 16 ? 12 : 6;  // x 2 accumulators, of 32 or 16 registers
 constexpr int PANEL = 2 * LANES;  // outputs of a panel of weights
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
@@ -68,12 +69,66 @@ INLINE Pair load_row(const bf16* p) {
     return {reinterpret_cast<Vec>(both << 16), reinterpret_cast<Vec>(both & 0xffff0000u)};
 }
 
+// Sums of neighbours, those of `a` and of `b` in turn: a0+a1, b0+b1, a2+a3, b2+b3, ...
+INLINE Vec fold(Vec a, Vec b) {
+#if HX_LANES == 16
+    return __builtin_shufflevector(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#elif HX_LANES == 8
+    return __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14) +
+           __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+#else
+    return __builtin_shufflevector(a, b, 0, 4, 2, 6) + __builtin_shufflevector(a, b, 1, 5, 3, 7);
+#endif
+}
+// The same with pairs of neighbours, and with fours, and with eights: a tree that ends with one sum a place.
+INLINE Vec fold2(Vec a, Vec b) {
+#if HX_LANES == 16
+    return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+#elif HX_LANES == 8
+    return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+           __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+#else
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+#endif
+}
+#if HX_LANES > 4
+INLINE Vec fold4(Vec a, Vec b) {
+#if HX_LANES == 16
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+#else
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+#endif
+}
+#endif
+#if HX_LANES == 16
+INLINE Vec fold8(Vec a, Vec b) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+#endif
+
+// Place i of the result: the sum of all places of x[i].
+INLINE Vec sums_of(const Vec* x) {
+#if HX_LANES == 16
+    Vec four[4];
+    for (int i = 0; i < 4; i++)
+        four[i] = fold2(fold(x[4 * i], x[4 * i + 1]), fold(x[4 * i + 2], x[4 * i + 3]));
+    return fold8(fold4(four[0], four[1]), fold4(four[2], four[3]));
+#elif HX_LANES == 8
+    return fold4(fold2(fold(x[0], x[1]), fold(x[2], x[3])), fold2(fold(x[4], x[5]), fold(x[6], x[7])));
+#else
+    return fold2(fold(x[0], x[1]), fold(x[2], x[3]));
+#endif
+}
+
 INLINE float sum(Vec x) {
-    float parts[LANES], total = 0;
-    memcpy(parts, &x, sizeof parts);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) parts[i] += parts[i + width];
-    total = parts[0];
+    float total = 0;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) total += x[i];
     return total;
 }
 
