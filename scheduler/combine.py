@@ -75,7 +75,7 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
             task.progress(Progress(best.value, known, time.monotonic() - started, phase))
 
     until = part_until(task.deadline, _FOR_POLISH)
-    if until is not None:
+    if until is not None and task.engine != "exact":
         tell(bound, "improving")
         best = polished(solver, best, task.seed, until)
     effort = _effort(task, devices)

@@ -23,7 +23,7 @@ _ROUTES = 300  # that local search may work out in one go
 _SHAKEN_ROUTES = 100  # the same, from a shaken plan
 _SHAKES = 4  # between two packings
 _TAKEN = (2, 2, 3)  # pipelines that are taken apart
-_PATIENCE = 4  # times without a gain, before the time is better spent on a proof
+_PATIENCE = 3  # times without a gain, before the time is better spent on a proof
 _FOR_PACKING = 0.2  # of the time that is left, for one packing
 _PACK_ONLY = Effort(rounds=0, looks=0, work=0.0, columns=500)
 
