@@ -25,9 +25,20 @@ LINE_INTERVAL_S = 5.0
 CAUSE_WAIT_S = 5.0
 _PIPED_WIDTH = 140
 
+WORKLOAD = (
+    "What is asked: a YAML file, a .csv trace, or text: prompt=763,output=232 with rate, ttft, tpot or latency, "
+    "like rate=2.5 or ttft=2s (default: the cluster file's, else a chat)."
+)
+COST = (
+    "A table of times in place of the catalogue's figures: published ones, or this cluster's own as `hexgen "
+    "discover --model` writes it."
+)
+
 PlanArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[PLAN]", help="A plan file; without one, a plan is made for what there is."),
+    typer.Argument(
+        metavar="[PLAN]", help="A plan file (default: one is made for this machine or the Ray cluster)."
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -41,11 +52,11 @@ RayOption = Annotated[
 ]
 WorkloadOption = Annotated[
     str | None,
-    typer.Option("--workload", help="A YAML file, a .csv trace, or text like prompt=763,output=232,rate=2.5."),
+    typer.Option("--workload", help=WORKLOAD),
 ]
 CostOption = Annotated[
     Path | None,
-    typer.Option("--cost", help="A cost table, published or measured, in place of the catalogue's figures."),
+    typer.Option("--cost", help=COST),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output and nothing else.")]
 

@@ -11,13 +11,20 @@ import typer
 from hexgen.errors import SpecError
 
 BurstinessOption = Annotated[
-    float, typer.Option("--burstiness", help="Shape of the gaps' gamma distribution; 1 is Poisson.")
+    float,
+    typer.Option(
+        "--burstiness",
+        help="Of arrivals: 1 is Poisson, below it they come in bursts, above it evenly (vLLM's figure).",
+    ),
 ]
 ConcurrencyOption = Annotated[
-    int | None, typer.Option("--concurrency", help="A closed loop: so many requests at a time.")
+    int | None,
+    typer.Option(
+        "--concurrency", help="A closed loop: so many requests at a time, each next one when one has ended."
+    ),
 ]
 TraceOption = Annotated[
-    Path | None, typer.Option("--trace", help="Replay this .csv: times, prompt tokens, output tokens.")
+    Path | None, typer.Option("--trace", help="Replay this .csv: arrival times, prompt tokens, output tokens.")
 ]
 
 

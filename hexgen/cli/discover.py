@@ -28,13 +28,23 @@ def discover_command(
         typer.Option("--table", help=f"Where --model's times go (default: {TABLE_NAME} beside the cluster file)."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="That the model is timed in (default: as a plan would choose).")
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="Number format that --model is timed in, like float16 (default: as a plan would choose).",
+        ),
     ] = None,
     cpu_threads: Annotated[
-        int | None, typer.Option("--cpu-threads", min=1, help="Of each CPU device (default: one device a node).")
+        int | None,
+        typer.Option(
+            "--cpu-threads", min=1, help="Threads of one CPU device (default: a node's cores are one device)."
+        ),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="Without: ask what is there, and take catalogue speeds.")
+        bool,
+        typer.Option(
+            "--measure/--no-measure", help="--no-measure: only ask what is there, and take the catalogue's speeds."
+        ),
     ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
 ) -> None:

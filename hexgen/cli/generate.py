@@ -77,12 +77,25 @@ def generate_command(
         list[Path] | None, typer.Option("--prompt-file", help="A file that is one prompt. May be repeated.")
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens to generate at most.")] = 64,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
-    top_k: Annotated[int | None, typer.Option("--top-k")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")] = None,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", help="0 always takes the likeliest token; above it, tokens are sampled."),
+    ] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", help="Sample from the likeliest tokens that together have this probability."),
+    ] = 1.0,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", help="Sample from so many of the likeliest tokens (default: from all)."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of sampling: the same seed gives the same text.")
+    ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt, and nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object for each prompt on standard output, and nothing else.")
+    ] = False,
 ) -> None:
     """Answer prompts with a plan that is started for them and stopped afterwards."""
     given: dict[str, list[Any]] = {

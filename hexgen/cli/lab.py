@@ -17,9 +17,14 @@ def lab_command(
         list[str] | None, typer.Argument(help="What to run there, after `--`.", metavar="-- COMMAND...")
     ] = None,
     scale: Annotated[
-        float, typer.Option("--scale", min=0.001, help="A factor on every node's speed, where cores are few.")
+        float,
+        typer.Option(
+            "--scale",
+            min=0.001,
+            help="Multiply every node's speed by this, where there are too few cores for all.",
+        ),
     ] = 1.0,
-    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Whether Ray runs on the nodes.")] = True,
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Whether to start Ray on the nodes.")] = True,
     clean: Annotated[
         bool, typer.Option("--clean", help="Remove what killed labs left behind, and do nothing else.")
     ] = False,

@@ -33,33 +33,50 @@ OBJECTIVES = (
     "workload's limits; cost: the cheapest nodes that carry the rate; maxflow: most flow of tokens, as in Helix."
 )
 
+MODEL = (
+    "A built-in name like llama-2-70b, a Hugging Face directory, or the id of a cached model (default: the "
+    "cluster file's, else demo)."
+)
+TIME_LIMIT = (
+    "Seconds until the plan is there; how good it is then depends on the machine (default: as long as a fixed "
+    "amount of search takes)."
+)
+
 
 def plan_command(
     cluster: Annotated[Path, typer.Argument(help="The cluster file.", metavar="CLUSTER")],
     model: Annotated[
         str | None,
-        typer.Option("--model", help="A built-in name, a Hugging Face directory, or the id of a cached model."),
+        typer.Option("--model", help=MODEL),
     ] = None,
     workload: WorkloadOption = None,
     objective: Annotated[
         ObjectiveChoice, typer.Option("--objective", help=OBJECTIVES)
     ] = ObjectiveChoice.throughput,
-    time_limit: Annotated[
-        float | None, typer.Option("--time-limit", help="Seconds to search for; the plan then depends on them.")
-    ] = None,
+    time_limit: Annotated[float | None, typer.Option("--time-limit", help=TIME_LIMIT)] = None,
     engine: Annotated[
         EngineChoice, typer.Option("--engine", help="How to search; auto takes what suits the cluster.")
     ] = EngineChoice.auto,
     cost: CostOption = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Of the search; the same seed gives the same plan.")
+        int,
+        typer.Option(
+            "--seed", min=0, help="Of the search. Without --time-limit the same seed gives the same plan."
+        ),
     ] = 0,
     old: Annotated[
         Path | None,
-        typer.Option("--from", help="Re-plan from this plan, moving few weights.", metavar="OLD_PLAN"),
+        typer.Option(
+            "--from",
+            help="Start from this plan, which runs now: few weights move, in about a second.",
+            metavar="OLD_PLAN",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the plan to this file.", metavar="PLAN")
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Write the plan to this file (default: only show it).", metavar="PLAN"
+        ),
     ] = None,
     as_json: JsonOption = False,
     explain: Annotated[
@@ -67,20 +84,23 @@ def plan_command(
         typer.Option("--explain", help="What each device does, what bounds the plan, what would change it."),
     ] = False,
     what_if: Annotated[
-        float, typer.Option("--what-if", min=0.0, help="Seconds of --explain for pricing changes; 0: none.")
+        float,
+        typer.Option("--what-if", min=0.0, help="Seconds that --explain may take to price changes; 0: none."),
     ] = _WHAT_IF_S,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Beside it, what simpler and published placements would serve.")
+        bool, typer.Option("--compare", help="Beside it, what simpler and published ways of placing would serve.")
     ] = False,
     front: Annotated[
         bool,
         typer.Option("--front", help="Beside it, plans that serve less and answer sooner, or more and later."),
     ] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with everything that was asked for to this file.")
+        Path | None,
+        typer.Option("--html", help="Write the plan, and what was asked for beside it, as one page to this file."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw layers by device to this file, .png or .svg.")
+        Path | None,
+        typer.Option("--plot", help="Draw which device holds which layers to this file, .png or .svg."),
     ] = None,
 ) -> None:
     """Plan who holds which layers of a model on a cluster of unequal devices."""

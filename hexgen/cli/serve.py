@@ -36,7 +36,9 @@ def serve_command(
     plan: PlanArgument = None,
     model: ModelOption = None,
     ray_address: RayOption = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0: all of this machine's.")
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="HTTP port; 0: any free one.")
     ] = DEFAULT_PORT,
@@ -45,10 +47,17 @@ def serve_command(
     ] = DEFAULT_GRPC_PORT,
     api_key: Annotated[
         str | None,
-        typer.Option("--api-key", envvar=API_KEY_VARIABLE, show_envvar=True, help="What clients must present."),
+        typer.Option(
+            "--api-key",
+            envvar=API_KEY_VARIABLE,
+            show_envvar=True,
+            help="The bearer token that clients must send (default: none).",
+        ),
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Private key, PEM.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", help="Certificate chain, PEM: HTTPS and gRPC over TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.")] = None,
 ) -> None:
     """Serve a plan over HTTP (OpenAI's interface) and gRPC until Ctrl-C or SIGTERM."""
     _check_tls(tls_cert, tls_key)

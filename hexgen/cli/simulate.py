@@ -10,6 +10,11 @@ import typer
 from hexgen.cli._common import CostOption, JsonOption, WorkloadOption
 from hexgen.cli._load import BurstinessOption, ConcurrencyOption, TraceOption
 
+REQUESTS = (
+    "How many (default: 2,000; without a rate, as many as saturate the plan). Without a rate all are there from the "
+    "start."
+)
+
 
 def simulate_command(
     plan: Annotated[Path, typer.Argument(help="The plan file.", metavar="PLAN")],
@@ -18,20 +23,27 @@ def simulate_command(
         str | None, typer.Option("--rate", help="Requests per second, or max; instead of the workload's.")
     ] = None,
     requests: Annotated[
-        int | None, typer.Option("--requests", help="How many; without a rate, all are there from the start.")
+        int | None,
+        typer.Option("--requests", help=REQUESTS),
     ] = None,
     burstiness: BurstinessOption = 1.0,
     concurrency: ConcurrencyOption = None,
     trace: TraceOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals and lengths.")] = 0,
-    warmup: Annotated[float, typer.Option("--warmup", help="Seconds before figures are counted.")] = 0.0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of arrivals and lengths: the same seed draws the same requests.")
+    ] = 0,
+    warmup: Annotated[float, typer.Option("--warmup", help="Simulated seconds before figures are counted.")] = 0.0,
     until: Annotated[
-        float | None, typer.Option("--until", help="Seconds at which the clock stops (default: all is served).")
+        float | None,
+        typer.Option("--until", help="Simulated seconds at which the clock stops (default: when all is served)."),
     ] = None,
     cost: CostOption = None,
     slo_attainment: Annotated[
         float | None,
-        typer.Option("--slo-attainment", help="Find the largest rate at which this share keeps the limits."),
+        typer.Option(
+            "--slo-attainment",
+            help="Also find the largest rate at which this share of the requests (like 0.99) keeps the limits.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
