@@ -11,8 +11,8 @@ from hexgen.cli._common import CostOption, JsonOption, WorkloadOption
 from hexgen.cli._load import BurstinessOption, ConcurrencyOption, TraceOption
 
 REQUESTS = (
-    "How many (default: 2,000; without a rate, as many as saturate the plan). Without a rate all are there from the "
-    "start."
+    "How many (default: 2,000; without a rate, as many as saturate the plan). Without a rate all are there from "
+    "the start."
 )
 
 
