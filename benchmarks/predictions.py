@@ -17,13 +17,13 @@ from hexgen.scheduler.task import default_workload
 from hexgen.workload import Lengths, Slo, Workload
 
 
-def row(path: Path, lives: float, seed: int) -> str:
+def row(path: Path, lives: float, seed: int, seconds: float | None) -> str:
     """The plan for throughput of one cluster: all requests of mean lengths, and lengths as distributed."""
     cluster = load_cluster(path)
     model = load_model(cluster.model or "llama-2-70b")
     asked = replace(cluster.workload or default_workload(model.max_context), rate="max", slo=Slo())
     means = Workload(Lengths(asked.prompt_tokens.mean), Lengths(asked.output_tokens.mean))
-    made = plan(cluster, model, asked, seed=seed)
+    made = plan(cluster, model, asked, seed=seed, time_limit_s=seconds)
     ratios = [
         served(made, cluster, model, workload, seed=seed, lives=lives).tokens_s
         / evaluate(made, cluster, model, workload).tokens_s
@@ -38,11 +38,12 @@ def main() -> None:
     parser.add_argument("clusters", nargs="+", type=Path)
     parser.add_argument("--lives", type=float, default=20, help="of a request, that are simulated")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, help="time limit of each plan (default: none)")
     asked = parser.parse_args()
     print("| cluster | stages on a route | all requests of mean lengths | lengths as distributed |")
     print("|---|---|---|---|")
     for path in asked.clusters:
-        print(row(path, asked.lives, asked.seed), flush=True)
+        print(row(path, asked.lives, asked.seed, asked.seconds), flush=True)
 
 
 if __name__ == "__main__":
