@@ -237,7 +237,8 @@ def test_types_hold_nodes_that_measure_alike(paces: list[tuple[float, int]]) -> 
 def test_equal_nodes_of_one_machine_are_one_type_whatever_load_made_of_them() -> None:
     def node(name: str, pace: float, quota: float) -> Found:
         made = found(name, pace, boot="one")
-        return replace(made, machine=replace(made.machine, cpu_quota=quota))
+        assert made.measured is not None
+        return replace(made, measured=replace(made.measured, speeds=replace(made.measured.speeds, quota=quota)))
 
     kinds = cpu_kinds([node("a", 0.2, 0.2), node("b", 0.3, 0.2), node("c", 0.3, 0.4), node("d", 0.41, 0.4)])
     assert sorted(kind.nodes for kind in kinds) == [("b", "a"), ("d", "c")]

@@ -62,6 +62,24 @@ def test_other_programs_do_not_count_and_quotas_do(monkeypatch: pytest.MonkeyPat
     assert Stopwatch(threads=2).seconds(clocks.work, 1.0) == pytest.approx(0.08)
 
 
+def test_parts_are_timed_in_turn_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = FakeClocks(monkeypatch, cpu_s=0.01, wall_s=0.02)
+    order: list[str] = []
+
+    def longer() -> None:
+        order.append("longer")
+        clocks.work()
+        clocks.work()
+
+    def shorter() -> None:
+        order.append("shorter")
+        clocks.work()
+
+    assert Stopwatch(share=0.5).parts([longer, shorter], 0.3) == pytest.approx([0.04, 0.02])
+    assert order == ["longer", "shorter"] * (len(order) // 2)
+    assert len(order) > 6
+
+
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1))
 def test_the_least_quarter(times: list[float]) -> None:

@@ -158,6 +158,13 @@ def load_of(asked: BenchRequest, expected: Expected | None) -> Load:
     prompts = None
     if asked.prompts is not None:
         lines = read_prompts(asked.prompts)
+        ids = next((number for number, line in enumerate(lines, 1) if not isinstance(line.prompt, str)), None)
+        if asked.chat and ids is not None:
+            raise SpecError(
+                f"prompt {ids} is token ids, and chats are texts",
+                where=str(asked.prompts),
+                remedy="give texts, or leave out --chat",
+            )
         prompts = from_file(drawn(replace(asked, requests=asked.requests or len(lines)), workload), lines)
     return Load(asked, workload, given is None, trace, prompts, slo)
 

@@ -8,11 +8,11 @@ layer's weights from one repeat to the next unless they would in service too.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -156,6 +156,16 @@ def _loops(model: ModelSpec, dtype: DType, threads: int, host: str) -> LoopTimes
     return LoopTimes(found.sequences, batching, passing)
 
 
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Seconds of one load: of a layer, of batch inputs and what layers share, of the ends of a route."""
+
+    layer_s: float
+    inputs_s: float
+    embed_s: float
+    head_s: float = 0.0
+
+
 class _Bench:
     """The stage under test, and the clock."""
 
@@ -188,16 +198,15 @@ class _Bench:
         self._sampler = Sampler(config, solo)
         self._rope = RotaryEmbedding(model, torch_dtype(dtype), self._device)
         shape = (part[0].n_kv_heads, model.head_dim, torch_dtype(dtype), self._device)
-        some = {1, min(self._layers, PREFILL_LAYERS), self._layers}
+        some = {min(self._layers, PREFILL_LAYERS), self._layers}
         self._pools = {layers: KVPool(self._pages, PAGE_SIZE, layers, *shape) for layers in some}
         self._sequences = 0
 
     def run(self, deadline: float) -> Calibration:
-        step, embed, sample = self._ends()
-        prefills = [n for n in PREFILL_TOKENS if n <= self._model.max_context]
         most = self._model.max_context
-        decode = self._grid(DECODE_SEQUENCES, lambda n, seen: self._decode_s(decode_load(n, seen)), deadline)
-        prefill = self._grid(prefills, lambda n, seen: self._prefill_s(prefill_load(n, seen, most)), deadline)
+        prefills = [n for n in PREFILL_TOKENS if n <= most]
+        decode = self._rows(DECODE_SEQUENCES, lambda n, seen: self._decode(decode_load(n, seen)), deadline)
+        prefill = self._rows(prefills, lambda n, seen: self._prefill(prefill_load(n, seen, most)), deadline)
         said = []
         if len(decode) < len(DECODE_SEQUENCES) or len(prefill) < len(prefills):
             said.append(
@@ -206,64 +215,58 @@ class _Bench:
             )
         from hexgen.discover.machine import versions
 
+        middle = len(self._contexts) // 2
         return Calibration(
-            versions(), self._contexts, tuple(prefills[: len(prefill)]), tuple(prefill),
-            DECODE_SEQUENCES[: len(decode)], tuple(decode), step[: len(decode)], embed[: len(prefill)],
-            sample[: len(decode)], self._layers, self._watch.disturbance, 0.0, tuple(said),
-        )  # fmt: skip
+            versions=versions(),
+            contexts=self._contexts,
+            prefill_tokens=tuple(prefills[: len(prefill)]),
+            prefill=tuple(smoothed([[point.layer_s for point in row] for row in prefill])),
+            decode_sequences=DECODE_SEQUENCES[: len(decode)],
+            decode=tuple(smoothed([[point.layer_s for point in row] for row in decode])),
+            step=smoothed([[row[middle].inputs_s for row in decode]])[0],
+            embed=smoothed([[row[0].embed_s for row in prefill]])[0],
+            sample=smoothed([[row[middle].head_s for row in decode]])[0],
+            layers=self._layers,
+            disturbance=self._watch.disturbance,
+            seconds=0.0,
+            said=tuple(said),
+        )
 
-    def _ends(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-        """Seconds of what a step does beside its layers: (inputs, by sequences), (embedding, by tokens), (head and
-        sampling, by sequences).
-        """
-        most = self._model.max_context
-        middle = self._contexts[len(self._contexts) // 2]
-        inputs, heads = zip(*(self._decode_ends(decode_load(n, middle)) for n in DECODE_SEQUENCES), strict=True)
-        embeds = [self._embed_s(prefill_load(min(n, most), 64, most)) for n in PREFILL_TOKENS]
-        return smoothed([inputs])[0], smoothed([embeds])[0], smoothed([heads])[0]
-
-    def _decode_ends(self, load: Load) -> tuple[float, float]:
-        again, tables = self._admitted(load, sample=True)
-        batch = build_batch(again, tables, PAGE_SIZE, self._device)
-        made_s = self._time(lambda: self._made(again, tables))
-        # What layers share: rotary tables, and attention's plan, which the first layer of a step makes.
-        planned_s = self._time(lambda: self._forward(batch, 1, fresh=True))
-        again_s = self._time(lambda: self._forward(batch, 1, fresh=False))
-        hidden = self._stage.embed(batch)
-        head_s = self._time(lambda: self._sample(hidden, batch, again))
-        return made_s + self._rotary_s(batch) + max(0.0, planned_s - again_s), head_s
-
-    def _embed_s(self, load: Load) -> float:
-        again, tables = self._admitted(load, sample=False)
-        batch = build_batch(again, tables, PAGE_SIZE, self._device)
-        return self._time(lambda: self._stage.embed(batch))
-
-    def _grid(self, across: Any, layer_s: Any, deadline: float) -> list[tuple[float, ...]]:
-        """Seconds of a layer, a row for each of ``across``; whole rows, as many as there is time for."""
-        rows: list[tuple[float, ...]] = []
+    def _rows(
+        self, across: Sequence[int], point: Callable[[int, int], _Point], deadline: float
+    ) -> list[list[_Point]]:
+        """A row for each of ``across``, a point for each context; whole rows, as many as there is time for."""
+        rows: list[list[_Point]] = []
         for n in across:
             if rows and time.monotonic() > deadline:
                 break
-            rows.append(tuple(layer_s(n, context) for context in self._contexts))
-        return smoothed(rows)
+            rows.append([point(n, context) for context in self._contexts])
+        return rows
 
-    def _decode_s(self, load: Load) -> float:
-        """Of one layer, without what the layers of a step share."""
-        again, tables = self._admitted(load, sample=False)
-        batch = build_batch(again, tables, PAGE_SIZE, self._device)
-        self._forward(batch, self._layers, fresh=True)
-        spent = self._time(lambda: self._forward(batch, self._layers, fresh=False))
-        return max(spent / (2 * self._layers), (spent - self._rotary_s(batch)) / self._layers)
+    def _decode(self, load: Load) -> _Point:
+        return self._point(load, self._layers, sample=True)
 
-    def _prefill_s(self, load: Load) -> float:
-        """Of one layer; what layers share is in it, and little beside it."""
-        again, tables = self._admitted(load, sample=False)
-        batch = build_batch(again, tables, PAGE_SIZE, self._device)
-        layers = min(self._layers, PREFILL_LAYERS)
-        return self._time(lambda: self._forward(batch, layers, fresh=True)) / layers
+    def _prefill(self, load: Load) -> _Point:
+        return self._point(load, min(self._layers, PREFILL_LAYERS), sample=False)
+
+    def _point(self, load: Load, layers: int, *, sample: bool) -> _Point:
+        """A whole step again and again, in the order of `hexgen.worker.step_runner`."""
+        again, tables = self._admitted(load, sample)
+        batch = self._made(again, tables)
+        hidden = self._stage.embed(batch)
+        works = [
+            lambda: self._made(again, tables),
+            lambda: self._stage.embed(batch),
+            lambda: self._forward(batch, layers),
+            *([lambda: self._sample(hidden, batch, again)] if sample else ()),
+        ]
+        made_s, embed_s, forward_s, *head_s = self._watch.parts(works, WINDOW_S)
+        # What the layers of a step share: the rotary tables. (Attention's plan, which is small, counts to them.)
+        shared_s = min(forward_s / 2, self._rotary_s(batch))
+        return _Point((forward_s - shared_s) / layers, made_s + shared_s, embed_s, *head_s)
 
     def _rotary_s(self, batch: BatchInputs) -> float:
-        return self._time(lambda: self._rope.tables(batch.positions, batch.lengths))
+        return self._watch.seconds(lambda: self._rope.tables(batch.positions, batch.lengths), WINDOW_S / 10, 1)
 
     # ---- pieces of a step --------------------------------------------------------------------------------------
 
@@ -279,18 +282,14 @@ class _Bench:
         tables.apply(step)
         return build_batch(step, tables, PAGE_SIZE, self._device)
 
-    def _forward(self, batch: BatchInputs, layers: int, *, fresh: bool) -> None:
-        """``layers`` over hidden states of ones. ``fresh``: as a new step, which works out its plans again."""
-        if fresh:
-            batch.memo.clear()
+    def _forward(self, batch: BatchInputs, layers: int) -> None:
+        """``layers`` over hidden states of ones, as a new step: it works out its plans again."""
+        batch.memo.clear()
         hidden = torch.ones(batch.n_tokens, self._model.hidden_size, dtype=self._stage.dtype, device=self._device)
         self._stage.forward(hidden, batch, self._pools[layers], (0, layers))
 
     def _sample(self, hidden: torch.Tensor, batch: BatchInputs, step: Step) -> None:
         self._sampler.sample(self._stage.logits(batch.rows_to_sample(hidden)), step.sampled)
-
-    def _time(self, work: Any) -> float:
-        return self._watch.seconds(work, WINDOW_S, 1 if self._device.type == "cpu" else 2)
 
 
 def _free_bytes(device: torch.device) -> int:

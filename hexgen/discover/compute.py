@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hexgen.discover.cgroups import cpu_quota
 from hexgen.discover.records import AllReduce, Speeds
 from hexgen.discover.timing import Stopwatch, cpu_share, least_quarter
 from hexgen.units import format_bytes
@@ -39,7 +40,7 @@ def cpu_speeds(threads: int, memory_bytes: int) -> Speeds:
         found = _speeds("cpu", size, CPU_SIDE, watch)
     finally:
         torch.set_num_threads(before)
-    return replace(found, threads=threads, share=share, disturbance=watch.disturbance)
+    return replace(found, threads=threads, share=share, quota=cpu_quota(), disturbance=watch.disturbance)
 
 
 def gpu_speeds() -> Speeds:

@@ -64,8 +64,10 @@ def same_cores(a: Found, b: Found) -> bool:
     """Nodes of one machine with equal quotas and threads compute alike, whatever load made of their figures."""
     if a.measured is None or b.measured is None or a.machine.boot_id != b.machine.boot_id:
         return False
-    quotas = a.machine.cpu_quota, b.machine.cpu_quota
-    return a.measured.speeds.threads == b.measured.speeds.threads and quotas[0] == quotas[1]
+    one, other = a.measured.speeds, b.measured.speeds
+    if one.threads != other.threads or one.quota != other.quota:
+        return False
+    return one.quota is not None or 1 / ALIKE <= one.share / other.share <= ALIKE  # a quota that cannot be read
 
 
 def alike(a: Speeds, b: Speeds) -> bool:

@@ -1,8 +1,9 @@
 """What the engine's own loop costs beside the model: forming batches and answering, and passing steps on.
 
 A route of one stage and a route of two run here as they do in service (`hexgen.worker`): loops, heads, edges over
-sockets, receiver threads. Only the model computes nothing. What is counted is the processor time of each stage's
-own threads, so neither the client's nor other programs' is in it.
+sockets, receiver threads. Only the model computes nothing; it reads memory instead, since layers leave nothing else
+in the processor's caches. What is counted is the processor time of each stage's own threads, less that reading:
+neither the client's nor other programs' is in it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from hexgen.worker.step_runner import StepResult
 
 PAGE_SIZE = 16
 PROMPT_TOKENS = 8
+SWEPT_BYTES = 4 << 20  # beyond what a core's own caches hold
 WARM_UP_S, WINDOW_S = 0.1, 0.3
 LIMIT_S = 20.0  # for connecting, and for each answer of a head
 
@@ -68,11 +70,16 @@ class _Idle:
 
     def __init__(self, model: ModelSpec, dtype: DType, samples: bool) -> None:
         self.clock = StepClock()
+        self.swept_s = 0.0  # processor time of reading memory
         self._width, self._dtype, self._samples = model.hidden_size, torch_dtype(dtype), samples
+        self._memory = torch.zeros(SWEPT_BYTES // 4)
 
     def run(self, step: Step, hidden: torch.Tensor | None) -> StepResult:
         if not step.segments:
             return StepResult(None, ())
+        before = time.thread_time()
+        self._memory.add_(1.0)
+        self.swept_s += time.thread_time() - before
         if self._samples:
             return StepResult(None, tuple(SampledToken(segment.sequence, 1) for segment in step.sampled))
         return StepResult(torch.zeros(step.tokens, self._width, dtype=self._dtype), ())
@@ -216,9 +223,10 @@ def _measured(made: Sequence[_Stage], host: str, secret: str, sequences: int) ->
 
 
 def _spent_s(stage: _Stage) -> float:
-    """Processor time of all of the stage's threads so far."""
-    return sum(
+    """Processor time of all of the stage's threads so far, less the reading of memory."""
+    spent_s = sum(
         time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
         for thread in stage.threads
         if thread.ident is not None and thread.is_alive()
     )
+    return spent_s - stage.runner.swept_s

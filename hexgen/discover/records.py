@@ -42,6 +42,7 @@ class Speeds:
     flops: dict[str, float]  # by dtype
     sizes: str  # of the operands, for people
     share: float = 1.0  # of each thread's CPU that a quota leaves
+    quota: float | None = None  # CPUs' worth of time, as the control group had it meanwhile
     disturbance: float = 1.0  # how much longer it took than it would have without other programs
 
     @property

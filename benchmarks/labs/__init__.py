@@ -1,0 +1,1 @@
+"""Predictions against measurements on laboratories (`hexgen lab`)."""

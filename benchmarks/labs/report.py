@@ -1,0 +1,128 @@
+"""Tables and the picture of what was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labs.figures import Entry, entry_of, verdict
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs" / "lab.md"
+PLOT = ROOT / "docs" / "plots" / "lab-headline.svg"
+BEGIN, END = "<!-- predictions: benchmarks/lab_predictions.py -->", "<!-- end of predictions -->"
+
+
+def shown(entries: Sequence[Entry]) -> str:
+    """A row a plan, and what they come to."""
+    if not entries:
+        return "nothing measured"
+    lines = [
+        "| lab | model | plan | layers by node | predicted | measured: median (least to most) | off |",
+        "|---|---|---|---|---:|---:|---:|",
+    ]
+    for e in entries:
+        each = [run.tokens_s for run in e.runs]
+        lines.append(
+            f"| {e.lab} | {e.model} | {', '.join(e.names)} | {e.shape} | {e.predicted_tokens_s:.1f} "
+            f"| {e.measured_tokens_s:.1f} ({min(each):.1f} to {max(each):.1f}) | {e.off:+.1%} |"
+        )
+    found = verdict(entries)
+    lines += [
+        "",
+        f"Off by {found.median_off:.1%} in the median, {found.worst_off:.1%} at worst, over {len(entries)} plans. "
+        f"{found.pairs} pairs of plans differ by more than 10 % in prediction; measured the other way round: "
+        f"{', '.join(found.wrong) or 'none'}.",
+        "",
+        _simulated(entries),
+    ]
+    return "\n".join(lines)
+
+
+def _simulated(entries: Sequence[Entry]) -> str:
+    """Simulated against measured over the same requests."""
+    parts = []
+    for name, measured, simulated in (
+        ("tokens/s", "whole_tokens_s", "simulated_tokens_s"),
+        ("TTFT p50", "ttft_s", "simulated_ttft_s"),
+        ("TPOT p50", "tpot_s", "simulated_tpot_s"),
+    ):
+        ratios = [
+            statistics.median(getattr(run, measured) / getattr(run, simulated) for run in entry.runs)
+            for entry in entries
+        ]
+        within = sum(abs(ratio - 1) <= 0.2 for ratio in ratios)
+        parts.append(
+            f"{name} {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}; "
+            f"{within} of {len(ratios)} within 20 %)"
+        )
+    return (
+        "Measured over simulated, the same requests, median of the plans (smallest to largest): "
+        + "; ".join(parts)
+        + "."
+    )
+
+
+def headline(late: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> str:
+    if not late:
+        return ""
+    lines = [
+        "| lab | plan | tokens/s: median (least to most) | rate | 99 % met: median (least to most) |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for found in late:
+        entry = next(e for e in entries if (e.lab, e.model) == (found["lab"], "demo") and found["name"] in e.names)
+        each = [run.tokens_s for run in entry.runs]
+        met = [float(np.percentile(values, 99)) for values in found["latencies_s"]]
+        lines.append(
+            f"| {found['lab']} | {found['name']} [{entry.shape}] | {entry.measured_tokens_s:.1f} "
+            f"({min(each):.1f} to {max(each):.1f}) | {found['rate']:.2f}/s "
+            f"| {statistics.median(met):.2f} s ({min(met):.2f} to {max(met):.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def raw(entries: Sequence[Entry]) -> str:
+    lines = ["| lab | model | plan | tokens/s of each run |", "|---|---|---|---|"]
+    for e in entries:
+        each = ", ".join(f"{run.tokens_s:.1f}" for run in e.runs)
+        lines.append(f"| {e.lab} | {e.model} | {', '.join(e.names)} | {each} |")
+    return "\n".join(lines)
+
+
+def draw_headline(late: Sequence[dict[str, Any]], path: Path = PLOT) -> None:
+    """Share of requests within a deadline, a panel a laboratory; each run is a line."""
+    from planning.plots import Line, Panel, draw
+
+    panels = []
+    for lab in dict.fromkeys(found["lab"] for found in late):
+        lines, rate = [], 0.0
+        for found in (found for found in late if found["lab"] == lab):
+            rate = found["rate"]
+            every = sorted(value for values in found["latencies_s"] for value in values)
+            share = [(i + 1) / len(every) for i in range(len(every))]
+            lines.append(Line(found["name"], every, share, dashed=found["name"] != "ours"))
+        title = f"lab-{lab}, {rate:.1f} requests/s"
+        panels.append(Panel(title, "deadline, s", "requests that meet it", lines, level=0.99))
+    draw(path, panels)
+
+
+def write_docs(kept: dict[str, list[dict[str, Any]]]) -> None:
+    entries = [entry_of(entry) for entry in kept["entries"]]
+    text = DOCS.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    parts = [
+        BEGIN,
+        f"Measured on {kept['date']}.",
+        shown(entries),
+        headline(kept["deadlines"], entries),
+        raw(entries),
+    ]
+    DOCS.write_text(before + "\n\n".join(part for part in parts if part) + "\n\n" + END + after)
+    if kept["deadlines"]:
+        draw_headline(kept["deadlines"])
