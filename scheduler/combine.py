@@ -66,6 +66,8 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
     first = _proposed(task, solver, routes)
     if first is None:
         return None
+    if passed(task.deadline):
+        return first, math.inf  # even to set packing up takes seconds
     devices = sum(node.count for node in solver.topology.nodes)
     best, bound = first, math.inf
 
@@ -118,7 +120,7 @@ def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     devices = sum(node.count for node in solver.topology.nodes)
     # With one device a node there are no widths to try, and breeding costs little.
     cheap = devices <= _GENES_DEVICES and all(node.count == 1 for node in solver.topology.nodes)
-    if first is None or not (cheap or devices <= _FEW_DEVICES or task.time_limited):
+    if first is None or passed(task.deadline) or not (cheap or devices <= _FEW_DEVICES or task.time_limited):
         return first
     population, generations = _MORE_GENES if task.time_limited or cheap else _GENES
     late = part_until(task.deadline, _FOR_BREEDING)
