@@ -31,26 +31,27 @@ _COMPILERS = ("g++", "c++", "clang++")
 
 
 @cache
-def cpu_library() -> ctypes.CDLL:
-    """Loads the library, compiling it first (seconds) where this machine has not yet. ``EngineError``: why not.
+def cpu_library(extra: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """Loads the library, compiling it first (seconds) where this machine has not yet. ``extra``: further compiler
+    arguments. ``EngineError`` or ``OSError`` (of a disk): why not.
 
     torch must be imported before: the library then shares torch's OpenMP threads.
     """
     compiler = find_compiler()
     sources = read_sources()
-    name = f"cpu-{key(compiler, sources)}.so"
+    name = f"cpu-{key(compiler, sources, extra)}.so"
     directory = _private(default_directory())
     if directory is None:
         directory = Path(tempfile.mkdtemp(prefix="hexgen-cpu-"))  # of no further use once it is loaded
         try:
-            return _load(_compile(compiler, directory / name))
+            return _load(_compile(compiler, directory / name, extra))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
     path = directory / name
     with (directory / "cpu.lock").open("w") as lock:  # ranks of one machine start together: one of them compiles
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
-            _compile(compiler, path)
+            _compile(compiler, path, extra)
             _evict(directory, path)
     with contextlib.suppress(OSError):
         os.utime(path)  # what was used last is evicted last
@@ -71,10 +72,12 @@ def read_sources() -> tuple[tuple[str, str], ...]:
     return tuple((path.name, path.read_text()) for path in sorted([*folder.glob("*.h"), *folder.glob("*.cpp")]))
 
 
-def key(compiler: str, sources: tuple[tuple[str, str], ...]) -> str:
+def key(compiler: str, sources: tuple[tuple[str, str], ...], extra: tuple[str, ...] = ()) -> str:
     """Everything that the machine code depends on; a home directory may be shared among unlike machines."""
     version = _run([compiler, "--version"], 10.0).stdout
-    return hashlib.sha256(json.dumps([compiler, version, FLAGS, _processor(), sources]).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps([compiler, version, FLAGS, extra, _processor(), sources]).encode()
+    ).hexdigest()[:32]
 
 
 def _processor() -> str:
@@ -97,13 +100,12 @@ def _private(directory: Path) -> Path | None:
     return directory if safe and os.access(directory, os.W_OK) else None
 
 
-def _compile(compiler: str, path: Path) -> Path:
+def _compile(compiler: str, path: Path, extra: tuple[str, ...]) -> Path:
     """Compiles to ``path``, at once as far as other processes can see."""
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        done = _run(
-            [compiler, *FLAGS, str(source_directory() / "cpu" / "stage.cpp"), "-o", str(part)], COMPILE_LIMIT_S
-        )
+        source = source_directory() / "cpu" / "stage.cpp"
+        done = _run([compiler, *FLAGS, *extra, str(source), "-o", str(part)], COMPILE_LIMIT_S)
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["no message"])[0]
             raise EngineError(f"the CPU kernels do not compile: {said}", where=compiler)

@@ -33,7 +33,7 @@ Function = Any  # of a ctypes library
 _log = logging.getLogger(__name__)
 
 
-class _Shape(ctypes.Structure):
+class ShapeStruct(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("hidden", "query_heads", "kv_heads", "head_dim", "columns")),
         *((name, ctypes.c_int64) for name in ("page_size", "threads", "adds_residual")),
@@ -42,7 +42,7 @@ class _Shape(ctypes.Structure):
     )
 
 
-class _Layer(ctypes.Structure):
+class LayerStruct(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_void_p)
@@ -53,7 +53,7 @@ class _Layer(ctypes.Structure):
     )
 
 
-class _Step(ctypes.Structure):
+class StepStruct(ctypes.Structure):
     _fields_ = (
         ("tokens", ctypes.c_int64),
         ("n_runs", ctypes.c_int64),
@@ -71,20 +71,22 @@ class CpuKernels:
     logits: Function
     rows: Function
     angles: Function
+    product: Function
+    attention: Function
     scratch_floats: Function
     layout: Packed
 
     @staticmethod
-    def open(dtype: torch.dtype) -> CpuKernels:
+    def open(dtype: torch.dtype, library: ctypes.CDLL | None = None) -> CpuKernels:
         """``EngineError`` where this machine or dtype cannot have them."""
         name = str(dtype).removeprefix("torch.")
         if name not in ("float32", "bfloat16"):
             raise EngineError(f"no CPU kernels for {name}")
-        library = cpu_library()
+        loaded = library or cpu_library()
         i64, real, pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
         def function(name: str, returns: Any, *arguments: Any) -> Function:
-            found = library[f"hexgen_{name}"]
+            found = loaded[f"hexgen_{name}"]
             found.restype, found.argtypes = returns, arguments
             return found
 
@@ -95,6 +97,8 @@ class CpuKernels:
             logits=function(f"logits_{name}", None, *ends),
             rows=function(f"rows_{name}", None, pointer, i64, i64, pointer, i64, pointer),
             angles=function(f"angles_{name}", None, *angles),
+            product=function(f"product_{name}", None, pointer, i64, i64, pointer, i64, i64, pointer),
+            attention=function(f"attention_{name}", None, *(5 * [pointer])),
             scratch_floats=function("scratch_floats", i64, pointer, pointer),
             layout=Packed(int(function("lanes", i64)())),
         )
@@ -106,16 +110,16 @@ def choose_cpu_kernels(device: torch.device, dtype: torch.dtype) -> CpuKernels |
         return None
     try:
         return CpuKernels.open(dtype)
-    except EngineError as error:
+    except (EngineError, OSError) as error:
         _log.warning("torch's own operations serve, not the CPU kernels: %s", error)
         return None
 
 
 @dataclass(slots=True)
-class _Tables:
+class StepTables:
     """What the layers of a step share; arrays are kept here because the structure only points to them."""
 
-    step: _Step
+    step: StepStruct
     arrays: tuple[Ints, ...]
 
 
@@ -140,7 +144,7 @@ class CpuStage:
         # Query head h reads KV head h // group: of this rank's heads, each KV head's readers lie together.
         bounds = [h * group - rank.query_heads[0] for h in range(rank.kv_heads[0], rank.kv_heads[1] + 1)]
         self._readers = np.clip(np.array(bounds, dtype=np.int64), 0, rank.n_query_heads)
-        self._shape = _Shape(
+        self._shape = ShapeStruct(
             hidden=model.hidden_size,
             query_heads=rank.n_query_heads,
             kv_heads=rank.n_kv_heads,
@@ -154,7 +158,7 @@ class CpuStage:
         )
         self._first = min(layers, default=0)
         self._weights = layers  # alive for as long as the structures point to them
-        self._structures = (_Layer * len(layers))()
+        self._structures = (LayerStruct * len(layers))()
         for i, weights in layers.items():
             structure = self._structures[i - self._first]
             for name in LayerWeights.__slots__:
@@ -169,7 +173,10 @@ class CpuStage:
         """
         told = self._told(step.batch, pool)
         told.cos, told.sin, told.hidden = step.cos.data_ptr(), step.sin.data_ptr(), hidden.data_ptr()
-        at, run = ctypes.addressof(self._structures) + (layers[0] - self._first) * ctypes.sizeof(_Layer), self._run
+        at, run = (
+            ctypes.addressof(self._structures) + (layers[0] - self._first) * ctypes.sizeof(LayerStruct),
+            self._run,
+        )
         if self._communicator.size == 1:
             run(at, layers[1] - layers[0], told, _BOTH)
             return
@@ -178,7 +185,7 @@ class CpuStage:
             self._communicator.all_reduce(hidden)
             run(at, 1, told, _MLP)
             self._communicator.all_reduce(hidden)
-            at += ctypes.sizeof(_Layer)
+            at += ctypes.sizeof(LayerStruct)
             told.kv += told.layer_elements * hidden.element_size()
 
     def embed(self, packed: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -211,7 +218,7 @@ class CpuStage:
         self._kernels.logits(*tensors, *sizes, scratch, out.data_ptr())
         return out
 
-    def _run(self, layers: int, count: int, told: _Step, halves: int) -> None:
+    def _run(self, layers: int, count: int, told: StepStruct, halves: int) -> None:
         self._kernels.layers(ctypes.addressof(self._shape), layers, count, ctypes.addressof(told), halves)
 
     def _room(self, floats: int) -> int:
@@ -220,10 +227,10 @@ class CpuStage:
             self._scratch = torch.empty(floats, dtype=torch.float32)
         return self._scratch.data_ptr()
 
-    def _told(self, batch: BatchInputs, pool: KVPool) -> _Step:
-        tables: _Tables | None = batch.memo.get("cpu")
+    def _told(self, batch: BatchInputs, pool: KVPool) -> StepStruct:
+        tables: StepTables | None = batch.memo.get("cpu")
         if tables is None:
-            tables = batch.memo["cpu"] = _tables(batch, pool)
+            tables = batch.memo["cpu"] = step_tables(batch, pool)
         told = tables.step
         first = pool.layer(0).rows
         told.kv, told.layer_elements = first.data_ptr(), first.numel()
@@ -233,7 +240,7 @@ class CpuStage:
         return told
 
 
-def _tables(batch: BatchInputs, pool: KVPool) -> _Tables:
+def step_tables(batch: BatchInputs, pool: KVPool) -> StepTables:
     """Runs (row, tokens, first position, place in pages), pages and slots of a step."""
     decodes = batch.decodes
     runs = [(run.row, run.length, run.start) for run in batch.prefills]
@@ -245,6 +252,6 @@ def _tables(batch: BatchInputs, pool: KVPool) -> _Tables:
     np.cumsum([pages.size for pages in owned[:-1]], out=table[1:, 3])
     pages = np.concatenate(owned)
     slots = batch.slot_pages * pool.page_size + batch.slot_offsets
-    step = _Step(tokens=batch.n_tokens, n_runs=len(runs))
+    step = StepStruct(tokens=batch.n_tokens, n_runs=len(runs))
     step.runs, step.pages, step.slots = table.ctypes.data, pages.ctypes.data, slots.ctypes.data
-    return _Tables(step, (table, pages, slots))
+    return StepTables(step, (table, pages, slots))

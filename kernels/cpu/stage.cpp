@@ -66,6 +66,13 @@ struct Scratch {
         mixed = wide + b.tokens * qkv_width(s);
         own = wide + b.tokens * shared_width(s);
     }
+    float* mine() const {
+#ifdef _OPENMP
+        return own + omp_get_thread_num() * own_floats;
+#else
+        return own;
+#endif
+    }
 };
 
 // RMS norm of one row (Zhang & Sennrich, arXiv:1910.07467).
@@ -236,11 +243,7 @@ void layers(const Shape& s, const Layer* weights, int64_t count, const Step& b, 
     const Scratch scratch(s, b);
 #pragma omp parallel num_threads(static_cast<int>(s.threads)) if (s.threads > 1)
     {
-#ifdef _OPENMP
-        float* own = scratch.own + omp_get_thread_num() * scratch.own_floats;
-#else
-        float* own = scratch.own;
-#endif
+        float* own = scratch.mine();
         for (int64_t i = 0; i < count; i++) {
             if (halves & 1) {
                 attention_half(s, weights[i], b, static_cast<T*>(b.kv) + i * b.layer_elements, scratch, own);
@@ -266,6 +269,26 @@ void logits(const T* hidden, const T* weight, const T* head, int64_t rows, int64
                 memcpy(out + (at.row + m) * n + at.first, v + m * stride, sizeof(float) * at.count);
         });
     }
+}
+
+// Attention alone: `qkv` as the product with the weights of that name leaves it, rotated, queries scaled, keys and
+// values in their pages; out [tokens][query_heads * head_dim].
+template <class T>
+void attention_alone(const Shape& s, const Layer& w, const Step& b, const float* qkv, float* out) {
+    Scratch scratch(s, b);
+    scratch.mixed = out;
+#pragma omp parallel num_threads(static_cast<int>(s.threads)) if (s.threads > 1)
+    attend(s, w, b, static_cast<const T*>(b.kv), qkv, scratch, scratch.mine());
+}
+
+// x [rows][k] times what was packed as [n][k]: out [rows][n]
+template <class T>
+void product_alone(const T* packed, int64_t n, int64_t k, const float* x, int64_t rows, int64_t threads, float* out) {
+#pragma omp parallel num_threads(static_cast<int>(threads)) if (threads > 1)
+    product(packed, n, k, x, rows, threads, [&](Piece at, const float* v, int64_t stride) {
+        for (int64_t m = 0; m < at.rows; m++)
+            memcpy(out + (at.row + m) * n + at.first, v + m * stride, sizeof(float) * at.count);
+    });
 }
 
 // out [count][k]: rows of what was packed as [n][k].
@@ -332,5 +355,19 @@ void hexgen_rows_bfloat16(const bf16* packed, int64_t n, int64_t k, const int64_
 void hexgen_angles_bfloat16(const int64_t* positions, int64_t tokens, const float* frequencies, int64_t step,
                           int64_t dim, double factor, bf16* cos, bf16* sin) {
     angles(positions, tokens, frequencies, step, dim, static_cast<float>(factor), cos, sin);
+}
+void hexgen_attention_float32(const Shape* s, const Layer* w, const Step* b, const float* qkv, float* out) {
+    attention_alone<float>(*s, *w, *b, qkv, out);
+}
+void hexgen_product_float32(const float* packed, int64_t n, int64_t k, const float* x, int64_t rows, int64_t threads,
+                           float* out) {
+    product_alone(packed, n, k, x, rows, threads, out);
+}
+void hexgen_attention_bfloat16(const Shape* s, const Layer* w, const Step* b, const float* qkv, float* out) {
+    attention_alone<bf16>(*s, *w, *b, qkv, out);
+}
+void hexgen_product_bfloat16(const bf16* packed, int64_t n, int64_t k, const float* x, int64_t rows, int64_t threads,
+                           float* out) {
+    product_alone(packed, n, k, x, rows, threads, out);
 }
 }
