@@ -119,7 +119,8 @@ def _entry(
         f"{entry.measured_tokens_s:.1f} tokens/s ({entry.off:+.1%}): {each}\n"
         f"     last run: simulated {one.simulated_tokens_s:.1f}, measured {one.whole_tokens_s:.1f}; "
         f"TTFT {1e3 * one.simulated_ttft_s:.0f} and {1e3 * one.ttft_s:.0f} ms, "
-        f"TPOT {1e3 * one.simulated_tpot_s:.1f} and {1e3 * one.tpot_s:.1f} ms; cores {one.cores}, held back {one.throttled}",
+        f"TPOT {1e3 * one.simulated_tpot_s:.1f} and {1e3 * one.tpot_s:.1f} ms; "
+        f"cores {one.cores}, held back {one.throttled}",
         flush=True,
     )
     causes = last["log"].partition("largest differences")[2].splitlines()[1:5]

@@ -481,6 +481,30 @@ def test_chats_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert found["backend"] == "openai-chat"
 
 
+def test_token_ids_are_no_chat(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('"hello"\n{"prompt": [1, 2, 3]}\n')
+    assert command("bench", "--url", "http://127.0.0.1:9", "--prompts", path, "--chat") == 2
+    assert "prompt 2 is token ids, and chats are texts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "status"), [((), 0), (("--fail-on-errors",), 1)])
+def test_failures_end_in_an_exit_status_where_asked(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], status: int
+) -> None:
+    async def every_other(number: int, fields: dict[str, Any], send: Send) -> None:
+        if number % 2:
+            await send(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
+        else:
+            await whole_answer(number, fields, send)
+
+    with scripted(every_other) as server:
+        load = ("--workload", "prompt=4,output=4", "--requests", 4, "--num-warmups", 0, "--json")
+        assert command("bench", "--url", server.url, "--concurrency", 1, *load, *options) == status
+    found = json.loads(capsys.readouterr().out)
+    assert (found["completed"], found["failed"]) == (2, 2)
+
+
 def test_ctrl_c_prints_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     async def stuck(number: int, fields: dict[str, Any], send: Send) -> None:
         if number == 3:
@@ -511,10 +535,12 @@ class Simulated:
         return 0.1
 
 
-def compared(compute: float, *, steps: int = 100, host: float = 0.0, transfer: float = 0.0) -> Comparison:
+def compared(
+    compute: float, *, steps: int = 100, host: float = 0.0, transfer: float = 0.0, far: bool = True
+) -> Comparison:
     measured = {"compute": compute, "wait": 1.0, "transfer": transfer, "host": host}
     predicted = {"busy": 4.0, "wait": 1.0, "transfer": 0.0}
-    stage = StageTimes("s0", predicted, measured, steps)
+    stage = StageTimes("s0", predicted, measured, steps, far)
     return Comparison((), (stage,), Simulated(), 5.0, 10.0, steps, {})  # type: ignore[arg-type]
 
 
@@ -540,6 +566,7 @@ def compared(compute: float, *, steps: int = 100, host: float = 0.0, transfer: f
         (compared(2.0), False, 0.0, "was busy for 2 s", "faster than its figures"),
         (compared(3.0, host=5.0), False, 0.0, "5 s of it outside the model, 50 ms a step", "most of it outside"),
         (compared(4.0, transfer=3.0), False, 0.0, "passed on for 3 s, predicted none", "link is slower"),
+        (compared(4.0, transfer=3.0, far=False), False, 0.0, "passed on for 3 s", "nothing leaves the node"),
     ],
 )
 def test_the_largest_difference_has_its_cause(

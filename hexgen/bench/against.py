@@ -58,6 +58,9 @@ class StageTimes:
     # compute, host (together: busy), wait, transfer, of the stage's leader; empty where the server does not tell
     measured: dict[str, float]
     steps: int
+    sends_far: bool = (
+        True  # to another node, over a link of the cluster; else to a stage of its own node, or to none
+    )
 
     @property
     def busy_s(self) -> float:
@@ -164,6 +167,9 @@ def _stages(plan: Plan, simulated: SimulationResult, span_s: float, bench: Bench
     sends: dict[str, float] = {}
     for (sender, _), share in zip(pairs, simulated.link_busy, strict=True):
         sends[sender] = sends.get(sender, 0.0) + share * span_s
+    nodes = {stage.name: stage.devices[0].rpartition("/")[0] for stage in plan.stages}  # of its leader
+    homes = {(route.path[-1].stage, route.path[0].stage) for route in plan.routes}  # tokens go back to the first
+    far = {a for a, b in (*pairs, *homes) if nodes[a] != nodes[b]}
     found = []
     for stage in plan.stages:
         busy_s = simulated.stage_busy[stage.name] * span_s
@@ -175,7 +181,8 @@ def _stages(plan: Plan, simulated: SimulationResult, span_s: float, bench: Bench
             measured = {"compute": moved.compute_s, "transfer": moved.transfer_s, "host": moved.host_s}
             # What a rank waits for just now is not in its count yet: the rest of the run is.
             measured["wait"] = max(0.0, bench.outcome.duration_s - sum(measured.values()))
-        found.append(StageTimes(stage.name, predicted, measured, moved.steps if moved is not None else 0))
+        steps = moved.steps if moved is not None else 0
+        found.append(StageTimes(stage.name, predicted, measured, steps, stage.name in far))
     return tuple(found)
 
 

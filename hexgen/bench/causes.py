@@ -54,12 +54,15 @@ def _of_stage(stage: StageTimes, comparison: Comparison, bench: Bench, tabled: b
         found.append(Finding(abs(measured - predicted) / run_s, f"{text}; {outside}", cause))
     predicted, measured = stage.predicted["transfer"], stage.measured["transfer"]
     text = f"stage {stage.stage} passed on for {format_time(measured)}, predicted {_beside(predicted, measured)}"
-    cause = (
-        "sending waits for the wire or for a core: the link is slower than the cluster file says (`hexgen "
-        "discover` measures it), the next stage reads late, or its machine is busy"
-        if measured > predicted
-        else "small messages leave at once: the sender does not wait for the wire that the prediction counts"
-    )
+    if measured <= predicted:
+        cause = "small messages leave at once: the sender does not wait for the wire that the prediction counts"
+    elif stage.sends_far:
+        cause = (
+            "sending waits for the wire or for a core: the link is slower than the cluster file says (`hexgen "
+            "discover` measures it), the next stage reads late, or its machine is busy"
+        )
+    else:
+        cause = "nothing leaves the node: passing on waits for a core, which the stages of a node share, or for who reads"
     found.append(Finding(abs(measured - predicted) / run_s, text, cause))
     return found
 

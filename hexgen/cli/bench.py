@@ -68,6 +68,10 @@ def bench_command(
     detailed: Annotated[
         bool, typer.Option("--detailed", help="Each request's own figures in the JSON as well.")
     ] = False,
+    fail_on_errors: Annotated[
+        bool,
+        typer.Option("--fail-on-errors", help="Exit status 1 where any request failed (default: only if all)."),
+    ] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the JSON here as well.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="A picture of the run: .png or .svg.")] = None,
 ) -> None:
@@ -100,6 +104,7 @@ def bench_command(
             cost=cost,
             as_json=as_json,
             detailed=detailed,
+            fail_on_errors=fail_on_errors,
             output=output,
             plot=plot,
         )

@@ -61,6 +61,7 @@ class BenchRequest:
     detailed: bool
     output: Path | None
     plot: Path | None
+    fail_on_errors: bool = False
 
 
 def check(asked: BenchRequest) -> None:

@@ -29,11 +29,13 @@ from hexgen.scheduler.picture import check_plot
 __all__ = ["BenchRequest", "run"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_FAILED = 130, 1
 
 
 def run(asked: BenchRequest) -> None:
-    """Raises ``HexgenError`` where something is wrong, and ``SystemExit(130)`` after Ctrl-C, figures shown."""
+    """Raises ``HexgenError`` where something is wrong; ``SystemExit`` with figures shown, 130 after Ctrl-C, and 1
+    where requests failed and that was asked for.
+    """
     check(asked)
     for target in (asked.output, asked.plot):
         if target is not None:
@@ -50,6 +52,8 @@ def run(asked: BenchRequest) -> None:
     _tell(asked, load, bench, comparison, expected)
     if bench.outcome.stopped:
         raise SystemExit(EXIT_INTERRUPTED)
+    if asked.fail_on_errors and bench.measures.failed:
+        raise SystemExit(EXIT_FAILED)
 
 
 def _tell(
