@@ -58,9 +58,7 @@ class StageTimes:
     # compute, host (together: busy), wait, transfer, of the stage's leader; empty where the server does not tell
     measured: dict[str, float]
     steps: int
-    sends_far: bool = (
-        True  # to another node, over a link of the cluster; else to a stage of its own node, or to none
-    )
+    sends_far: bool = True  # to another node, over a link; else to a stage of its own node, or to none
 
     @property
     def busy_s(self) -> float:

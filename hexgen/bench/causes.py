@@ -62,7 +62,7 @@ def _of_stage(stage: StageTimes, comparison: Comparison, bench: Bench, tabled: b
             "discover` measures it), the next stage reads late, or its machine is busy"
         )
     else:
-        cause = "nothing leaves the node: passing on waits for a core, which the stages of a node share, or for who reads"
+        cause = "nothing leaves the node: passing on waits for a core, which stages share, or for who reads"
     found.append(Finding(abs(measured - predicted) / run_s, text, cause))
     return found
 

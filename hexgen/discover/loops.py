@@ -1,9 +1,9 @@
 """What the engine's own loop costs beside the model: forming batches and answering, and passing steps on.
 
 A route of one stage and a route of two run here as they do in service (`hexgen.worker`): loops, heads, edges over
-sockets, receiver threads. Only the model computes nothing; it reads memory instead, as layers leave nothing else in
-the processor's caches. What is counted is the processor time of each stage's own threads, less that reading:
-neither the client's nor other programs' is in it.
+sockets, receiver threads. Only the model computes nothing: it reads memory instead, as layers leave nothing else
+in its caches. What is counted is the processor time of each stage's own threads, less that reading: neither
+the client's nor other programs' is in it.
 """
 
 from __future__ import annotations
