@@ -13,6 +13,7 @@ import torch
 from hexgen.worker.communicator import DIRECT_BYTES, connect, connect_store, serve_store
 from hexgen.worker.edge import EdgeReceiver, EdgeSender, open_edge
 from hexgen.worker.framing import INLINE_BYTES, FrameKind
+from hexgen.worker.latency import added_latency_s, as_if_apart
 from hexgen.worker.links import never
 
 HOST = "127.0.0.1"
@@ -23,6 +24,19 @@ LATENCY_S = 0.15
 @pytest.fixture(autouse=True)
 def far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hexgen.worker.latency._ADDED_S", {HOST: LATENCY_S})
+
+
+def test_a_lab_s_own_address_can_be_had_as_if_it_were_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert added_latency_s("10.0.0.1") == 0
+    with as_if_apart("10.0.0.1"):
+        assert 0 < added_latency_s("10.0.0.1") < 1e-4
+    assert added_latency_s("10.0.0.1") == 0
+    with as_if_apart(HOST):
+        assert added_latency_s(HOST) == LATENCY_S
+    assert added_latency_s(HOST) == LATENCY_S
+    monkeypatch.setattr("hexgen.worker.latency._ADDED_S", {})  # no lab
+    with as_if_apart("10.0.0.1"):
+        assert added_latency_s("10.0.0.1") == 0
 
 
 def at_once(calls: list[Callable[[], Any]]) -> list[Any]:

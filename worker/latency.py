@@ -13,12 +13,14 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 VARIABLE = "HEXGEN_LAB_LATENCY"
 # Beyond the latency: how long a closing socket waits for what is still under way, if the peer does not read.
 _DRAIN_S = 2.0
+_LEAST_S = 1e-6
 
 
 def latency_setting(by_address: Mapping[str, float]) -> str:
@@ -46,6 +48,21 @@ def added_latency_s(address: str) -> float:
 def latency_to_peer_s(connection: socket.socket) -> float:
     """What is added on the link to whoever is at the other end; 0.0 outside of a lab."""
     return added_latency_s(connection.getpeername()[0]) if _ADDED_S else 0.0
+
+
+@contextmanager
+def as_if_apart(address: str) -> Iterator[None]:
+    """In a lab, connections made to ``address`` meanwhile send as those to other nodes do, through a thread that
+    costs processor time; with no latency to speak of. For whoever measures that time.
+    """
+    if not _ADDED_S or address in _ADDED_S:
+        yield
+        return
+    _ADDED_S[address] = _LEAST_S
+    try:
+        yield
+    finally:
+        del _ADDED_S[address]
 
 
 def delayed(connection: socket.socket) -> socket.socket:

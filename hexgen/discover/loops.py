@@ -31,6 +31,7 @@ from hexgen.worker.communicator import serve_store
 from hexgen.worker.config import EdgeSpec, RankConfig, RouteRole
 from hexgen.worker.connections import Connections, open_connections
 from hexgen.worker.head import RouteHead
+from hexgen.worker.latency import as_if_apart
 from hexgen.worker.report import StepClock
 from hexgen.worker.stage import Event, LeaderLoop, Stopped, receive_into
 from hexgen.worker.step_runner import StepResult
@@ -96,7 +97,7 @@ class _Stage:
         self.runner = _Idle(config.model, config.dtype, role.samples)
         self.head = RouteHead(config, role, self._inbox.put) if role.embeds else None
         self.threads: list[threading.Thread] = []
-        self._known: set[int] = set()
+        self.carrying: list[threading.Thread] = []  # of connections, until these are closed
 
     def start(self) -> None:
         before = set(threading.enumerate())
@@ -140,8 +141,11 @@ def _run(model: ModelSpec, dtype: DType, host: str, count: int, stages: int) -> 
     """Processor seconds a step of each stage, with ``count`` sequences in a step."""
     store, port = serve_store(host)
     configs = _configs(model, dtype, host, port, count, stages)
-    with ThreadPoolExecutor(stages) as pool:
+    before = set(threading.enumerate())
+    with as_if_apart(host), ThreadPoolExecutor(stages) as pool:
         made = list(pool.map(_Stage, configs))
+    # A lab's. Half of them are the other stage's, which makes no difference: the sum of both is what counts.
+    made[0].carrying = [thread for thread in threading.enumerate() if thread not in before]
     try:
         for stage in made:
             stage.start()
@@ -226,7 +230,7 @@ def _spent_s(stage: _Stage) -> float:
     """Processor time of all of the stage's threads so far, less the reading of memory."""
     spent_s = sum(
         time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-        for thread in stage.threads
+        for thread in (*stage.threads, *stage.carrying)
         if thread.ident is not None and thread.is_alive()
     )
     return spent_s - stage.runner.swept_s

@@ -19,6 +19,7 @@ from hexgen.discover.timing import least_quarter
 from hexgen.errors import EngineError
 from hexgen.worker.communicator import connect_store, serve_store
 from hexgen.worker.edge import EdgeReceiver, EdgeSender, open_edge
+from hexgen.worker.latency import as_if_apart
 
 COLUMNS = 4096
 CHUNK_ROWS = 64  # 1 MiB of float32: goes the large tensors' way
@@ -139,7 +140,7 @@ def hop_s(host: str) -> float:
     def side(number: int) -> Wire | None:
         return wire_side(connect_store(host, port), "hop", number, host, deadline)
 
-    with ThreadPoolExecutor(2) as threads:
+    with as_if_apart(host), ThreadPoolExecutor(2) as threads:
         sides: list[Callable[[], Wire | None]] = [threads.submit(side, number).result for number in (0, 1)]
         found = [result() for result in sides]
     del server
