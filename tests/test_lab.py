@@ -155,6 +155,24 @@ def test_nodes_know_their_names_and_see_nobody_else(lab: Laboratory) -> None:
     assert f"HEXGEN_LAB_LATENCY={addresses['a']}=0.001,{addresses['c']}=0.001" in lines
 
 
+def test_devices_know_their_memory_and_quotas_can_be_lifted(lab: Laboratory) -> None:
+    script = (
+        "from hexgen.discover.machine import look; found = look(); print(found.lab_memory_bytes, found.cpu_quota)"
+    )
+
+    def told(node: str) -> str:
+        process = lab.start(node, [sys.executable, "-c", script], stdout=subprocess.PIPE)
+        return process.communicate(timeout=120)[0].decode().strip()
+
+    lab.lift()
+    try:
+        assert told("a") == "1000000000 None"
+        assert told("b") == "None None"
+    finally:
+        lab.restore()
+    assert told("a") == "1000000000 0.3"
+
+
 def test_a_busy_node_gets_its_share_of_the_processor(lab: Laboratory) -> None:
     script = (
         "import time; t = time.monotonic()\nwhile time.monotonic() < t + 1.5: pass\nprint(time.process_time())"

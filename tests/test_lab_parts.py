@@ -165,8 +165,11 @@ def fake_v2(root: Path, controllers: str = "cpuset cpu io memory pids") -> Group
 def test_version_1_writes_period_and_quota(tmp_path: Path) -> None:
     groups, lab = fake_v1(tmp_path), LabName(3)
     assert groups.version == 1
-    groups.create(lab, (COMMAND, "node.a"))
+    groups.create(lab, (COMMAND, "node.a", "node.b"))
     groups.set_cores(lab, "node.a", 0.25)
+    groups.set_cores(lab, "node.b", 0.25)
+    groups.set_cores(lab, "node.b", None)
+    assert (tmp_path / "cpu/hexlab-3/node.b/cpu.cfs_quota_us").read_text() == "-1"
     groups.set_memory(lab, "node.a", 10**9)
     groups.set_weights(lab, {COMMAND: 1, "node.a": 4})
     assert (tmp_path / "cpu/hexlab-3/cpu.shares").read_text() == "5120"
@@ -186,8 +189,10 @@ def test_version_1_writes_period_and_quota(tmp_path: Path) -> None:
 def test_version_2_delegates_and_writes_one_line(tmp_path: Path) -> None:
     groups, lab = fake_v2(tmp_path), LabName(3)
     assert groups.version == 2
-    groups.create(lab, (COMMAND, "node.a"))
+    groups.create(lab, (COMMAND, "node.a", "node.b"))
     groups.set_cores(lab, "node.a", 1.5)
+    groups.set_cores(lab, "node.b", None)
+    assert (tmp_path / "unified/hexlab-3/node.b/cpu.max").read_text() == "max 10000"
     groups.set_memory(lab, "node.a", 10**9)
     groups.set_weights(lab, {COMMAND: 1, "node.a": 4})
     assert (tmp_path / "unified/hexlab-3/cpu.weight").read_text() == "500"
