@@ -13,7 +13,7 @@ from hexgen.scheduler.columns import Effort, SolverError, merged, pack
 from hexgen.scheduler.deadline import part_until, passed
 from hexgen.scheduler.genetic import genetic
 from hexgen.scheduler.groups import Topology, islands
-from hexgen.scheduler.improve import Budget, Partition, improve
+from hexgen.scheduler.improve import Budget, Partition, improve, make_partition
 from hexgen.scheduler.polish import polished
 from hexgen.scheduler.progress import Progress
 from hexgen.scheduler.regions import Places, kinds_of_regions, region_by_region, several
@@ -101,6 +101,7 @@ def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, f
             bound = _island_bound(task, solver, effort)
     except SolverError:
         pass  # said once where it was noticed; what local search found stands
+    best = make_partition(solver, [solver.thorough(route) for route in best.routes], best.spare)
     tell(bound, "done")
     return best, bound
 

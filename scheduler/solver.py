@@ -89,6 +89,20 @@ class RouteSolver:
             self._ranks[profile.id] = found
         return found
 
+    def thorough(self, known: Solution) -> Solution:
+        """The same groups in the best of all orders that `best` looks at, for routes that a plan is made of.
+
+        `best` works out only those that seem best at one concurrency, where many seem alike if memory binds.
+        """
+        groups = known.groups
+        profiles = [self.cost.profile(group.shape) for group in groups]
+        best = known
+        for order in self._orders(groups, profiles):
+            found = self._try(groups, order, NORMAL)
+            if found is not None and found[2] > best.value + _TIE * abs(best.value):
+                best = Solution(tuple(groups[i] for i in order), found[1], found[2])
+        return best
+
     def _solution(self, groups: Sequence[Group], found: tuple[Order, Division, float] | None) -> Solution | None:
         if found is None:
             return None
