@@ -99,7 +99,9 @@ def steady(
     full = [time.mixed_s(part.layers, end) for part, time, end in zip(parts, times, ends, strict=True)]
     if stretch is not None:
         full = [seconds * factor for seconds, factor in zip(full, stretch, strict=True)]
-    ttft = sum(full) + travel + (traffic.chunks - 1) * max(full) + cycle / 2
+    # Beside decodes a prompt comes in the policy's chunks, one step after the other.
+    steps = max(float(traffic.chunks), traffic.prompt / traffic.chunk(len(parts)))
+    ttft = sum(full) + travel + (steps - 1) * max(full) + cycle / 2
     return Steady(
         concurrency=concurrency,
         requests_s=requests,
