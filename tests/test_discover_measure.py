@@ -78,6 +78,9 @@ def test_parts_are_timed_in_turn_each_by_itself(monkeypatch: pytest.MonkeyPatch)
     assert Stopwatch(share=0.5).parts([longer, shorter], 0.3) == pytest.approx([0.04, 0.02])
     assert order == ["longer", "shorter"] * (len(order) // 2)
     assert len(order) > 6
+    order.clear()
+    assert Stopwatch(share=0.5).parts([longer, shorter], 0.05) == pytest.approx([0.04, 0.02])
+    assert order == ["longer", "shorter"]  # long enough: once is enough
 
 
 @settings(deadline=None)

@@ -84,26 +84,33 @@ class Stopwatch:
     def parts(self, works: Sequence[Work], window_s: float) -> list[float]:
         """Of each of ``works``, called one after the other as in service, over and over: what one leaves in the
         processor's caches is what the next one finds. A loop around each alone would find its own code and data
-        there, which halves the time of everything beside the layers of a small model.
+        there, which halves the time of everything beside the layers of a small model. The first round does not
+        count, unless it takes as long as all of it should.
         """
-        for work in works:
-            work()
         if not self._by_cpu:
             return [self.seconds(work, window_s / len(works), 1) for work in works]
-        began = time.perf_counter()
-        cpus: list[list[float]] = [[] for _ in works]
-        repeats = 0
-        while not repeats or (time.perf_counter() - began < window_s and repeats < MOST_REPEATS):
-            for spent, work in zip(cpus, works, strict=True):
-                before = time.thread_time()
-                work()
-                spent.append(time.thread_time() - before)
-            repeats += 1
-        wall_s, cpu_s = time.perf_counter() - began, sum(map(sum, cpus)) / self._share
+        began, first = time.perf_counter(), self._round(works)
+        if time.perf_counter() - began >= window_s:
+            rounds = [first]
+        else:
+            began, rounds = time.perf_counter(), []
+            while not rounds or (time.perf_counter() - began < window_s and len(rounds) < MOST_REPEATS):
+                rounds.append(self._round(works))
+        wall_s, cpu_s = time.perf_counter() - began, sum(map(sum, rounds)) / self._share
         self._wall_s += wall_s
         self._alone_s += cpu_s
         middle = least_quarter if wall_s > DISTURBED * cpu_s else median
-        return [middle(spent) / self._share for spent in cpus]
+        return [middle(spent) / self._share for spent in zip(*rounds, strict=True)]
+
+    @staticmethod
+    def _round(works: Sequence[Work]) -> list[float]:
+        """This thread's processor seconds of each."""
+        found = []
+        for work in works:
+            before = time.thread_time()
+            work()
+            found.append(time.thread_time() - before)
+        return found
 
     def _window(self, work: Work, window_s: float) -> float:
         began, walls, cpus = time.perf_counter(), [], []
