@@ -39,7 +39,7 @@ SPECS = Path(__file__).parent.parent / "cluster_specs"
 DATA = Path(__file__).parent / "data" / "lab_predictions.json"
 LABS = ("two-speeds", "three-speeds", "islands", "starved")
 MODELS = ("demo", "random100m")
-HEADLINE = ("three-speeds", "starved")  # with the bundled model
+HEADLINE = ("three-speeds", "islands")  # with the bundled model
 LIVES = 3  # of as many requests as run at once
 SHORTER = {"random100m": 24}  # output tokens, where a request would take too long
 

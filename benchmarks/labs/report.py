@@ -75,7 +75,7 @@ def headline(late: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for found in late:
-        entry = next(e for e in entries if (e.lab, e.model) == (found["lab"], "demo") and found["name"] in e.names)
+        entry = _entry(found, entries)
         each = [run.tokens_s for run in entry.runs]
         met = [float(np.percentile(values, 99)) for values in found["latencies_s"]]
         lines.append(
@@ -86,6 +86,11 @@ def headline(late: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
+def _entry(found: dict[str, Any], entries: Sequence[Entry]) -> Entry:
+    """The plan's closed-loop runs."""
+    return next(e for e in entries if (e.lab, e.model) == (found["lab"], "demo") and found["name"] in e.names)
+
+
 def raw(entries: Sequence[Entry]) -> str:
     lines = ["| lab | model | plan | tokens/s of each run |", "|---|---|---|---|"]
     for e in entries:
@@ -94,8 +99,8 @@ def raw(entries: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
-def draw_headline(late: Sequence[dict[str, Any]], path: Path = PLOT) -> None:
-    """Share of requests within a deadline, a panel a laboratory; each run is a line."""
+def draw_headline(late: Sequence[dict[str, Any]], entries: Sequence[Entry], path: Path = PLOT) -> None:
+    """Share of requests within a deadline, all runs together, a panel a laboratory."""
     from planning.plots import Line, Panel, draw
 
     panels = []
@@ -105,7 +110,8 @@ def draw_headline(late: Sequence[dict[str, Any]], path: Path = PLOT) -> None:
             rate = found["rate"]
             every = sorted(value for values in found["latencies_s"] for value in values)
             share = [(i + 1) / len(every) for i in range(len(every))]
-            lines.append(Line(found["name"], every, share, dashed=found["name"] != "ours"))
+            label = f"{found['name']}; saturated {_entry(found, entries).measured_tokens_s:.0f} tokens/s"
+            lines.append(Line(label, every, share, dashed=found["name"] != "ours"))
         title = f"lab-{lab}, {rate:.1f} requests/s"
         panels.append(Panel(title, "deadline, s", "requests that meet it", lines, level=0.99))
     draw(path, panels)
@@ -125,4 +131,4 @@ def write_docs(kept: dict[str, list[dict[str, Any]]]) -> None:
     ]
     DOCS.write_text(before + "\n\n".join(part for part in parts if part) + "\n\n" + END + after)
     if kept["deadlines"]:
-        draw_headline(kept["deadlines"])
+        draw_headline(kept["deadlines"], entries)
