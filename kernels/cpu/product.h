@@ -7,19 +7,19 @@
 
 #include "vectors.h"
 
-// out[m][p * PANEL + j] = sum over i of x[m][i] * panel p [i][j]. With one row, memory is the limit and every panel is
+// out[m * ldo + p * PANEL + j] = sum over i of x[m][i] * panel p [i][j]. With one row, memory is the limit and every panel is
 // asked for ahead of its use; with more, `ahead` is asked for, `pace` elements at each i: a part of the next panel, so
 // that memory and arithmetic both work all the time.
 template <class T, int M, int P>
-INLINE void tile(
-    const float* x, int64_t ldx, const T* panels, int64_t k, float* out, const T* ahead, int64_t pace) {
+static __attribute__((noinline)) void tile(
+    const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int64_t ldo, const T* ahead, int64_t pace) {
     Vec sums[M][P][2] = {};
     for (int64_t i = 0; i < k; i++) {
-        if (M > 1) __builtin_prefetch(ahead + i * pace, 0, 2);
 #pragma GCC unroll 8
         for (int p = 0; p < P; p++) {
             const T* row = panels + p * k * PANEL + i * PANEL;
             if (M == 1) __builtin_prefetch(reinterpret_cast<const char*>(row) + 1024);
+            else __builtin_prefetch(ahead + (p * k + i) * pace, 0, 2);
             const Pair w = load_row(row);
 #pragma GCC unroll 12
             for (int m = 0; m < M; m++) {
@@ -32,29 +32,32 @@ INLINE void tile(
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (int p = 0; p < P; p++) {
-            store(out + (m * P + p) * PANEL, sums[m][p][0]);
-            store(out + (m * P + p) * PANEL + LANES, sums[m][p][1]);
+            store(out + m * ldo + p * PANEL, sums[m][p][0]);
+            store(out + m * ldo + p * PANEL + LANES, sums[m][p][1]);
         }
 }
 
 // Panels side by side: enough independent sums to hide an addition's latency.
 constexpr int side_by_side(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
-constexpr int TILE_FLOATS = (TILE_ROWS > 6 ? TILE_ROWS : 6) * PANEL;
+constexpr int GROUP = 4;  // panels of one piece of work, at most
+constexpr int TILE_FLOATS = TILE_ROWS * GROUP * PANEL;
 
 template <class T, int M>
-static void tile_of(const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count, const T* ahead, int64_t pace) {
+static void tile_of(
+    const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count, const T* ahead, int64_t pace) {
     constexpr int most = side_by_side(M);
-    if constexpr (most >= 2) {
-        if constexpr (most == 4) {
-            if (count == 4) return tile<T, M, 4>(x, ldx, panels, k, out, ahead, pace);
-            if (count == 3) return tile<T, M, 3>(x, ldx, panels, k, out, ahead, pace);
-        }
-        if (count == 2) return tile<T, M, 2>(x, ldx, panels, k, out, ahead, pace);
+    const int64_t ldo = int64_t(count) * PANEL;
+    while (count > 0) {
+        const int now = count < most ? count : most;
+        if (most >= 4 && now == 4) tile<T, M, most >= 4 ? 4 : 1>(x, ldx, panels, k, out, ldo, ahead, pace);
+        else if (most >= 4 && now == 3) tile<T, M, most >= 4 ? 3 : 1>(x, ldx, panels, k, out, ldo, ahead, pace);
+        else if (most >= 2 && now == 2) tile<T, M, most >= 2 ? 2 : 1>(x, ldx, panels, k, out, ldo, ahead, pace);
+        else tile<T, M, 1>(x, ldx, panels, k, out, ldo, ahead, pace);
+        panels += now * k * PANEL, out += now * PANEL, ahead += now * k * pace, count -= now;
     }
-    tile<T, M, 1>(x, ldx, panels, k, out, ahead, pace);
 }
 
-// `out` holds TILE_FLOATS: [rows][count * PANEL]. 1 <= rows <= TILE_ROWS, count <= side_by_side(rows).
+// `out` holds TILE_FLOATS: [rows][count * PANEL]. 1 <= rows <= TILE_ROWS, count <= GROUP.
 template <class T, int M = TILE_ROWS>
 static inline void run_tile(
     int rows, const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count, const T* ahead,
@@ -83,22 +86,30 @@ struct Piece {  // of a result: rows [row, row + rows), outputs [first, first + 
     int64_t row, rows, first, count;
 };
 
+// How many of the rows that are left the next tile takes: as even as can be, but four rows keep the multipliers
+// half busy (eight sums at a latency of four, two a cycle), so five and three are better than four and four.
+INLINE int64_t next_rows(int64_t left, int64_t blocks) {
+    if (left <= 1 || blocks <= 1) return left;
+    const int64_t even = (left + blocks - 1) / blocks;
+    return even < TILE_ROWS && (even == 4 || left - even == 4) ? even + 1 : even;
+}
+
 // One piece of work of the loop below: panels [panel, panel + count) for all rows, `emit(Piece, values, stride)`.
 template <class T, class Emit>
 static inline void panels_times(
     const T* weight, int64_t k, int64_t panel, int count, const float* x, int64_t first, int64_t rows, Emit emit) {
     float out[TILE_FLOATS];
     const int64_t blocks = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    const int64_t share = (rows + blocks - 1) / blocks;  // rows are dealt evenly
+    const int most = rows == 1 ? GROUP : 2;
     for (int done = 0, now; done < count; done += now) {
-        const int most = side_by_side(static_cast<int>(share)), left = count - done;
-        now = left < most ? left : most;
-        for (int64_t b = 0, row = 0; b < blocks; b++) {
-            const int64_t take = (rows - row + (blocks - b) - 1) / (blocks - b);
-            const T* here = weight + (panel + done) * k * PANEL;
-            const T* next = here + now * k * PANEL + b * k / blocks * PANEL;
+        now = count - done < most ? count - done : most;
+        const T* here = weight + (panel + done) * k * PANEL;
+        const int64_t pace = PANEL / blocks;
+        for (int64_t b = 0, row = 0; row < rows; b++) {
+            const int64_t take = next_rows(rows - row, blocks - b);
             run_tile<T>(
-                static_cast<int>(take), x + (first + row) * k, k, here, k, out, now, next, PANEL / blocks);
+                static_cast<int>(take), x + (first + row) * k, k, here, k, out, now,
+                here + now * k * (PANEL + b * pace), pace);
             emit(Piece{first + row, take, (panel + done) * PANEL, int64_t(now) * PANEL}, out, int64_t(now) * PANEL);
             row += take;
         }
