@@ -15,8 +15,8 @@ PREFILL_RESERVE = 1 / 8
 # turns from bandwidth-bound to compute-bound on current devices; smaller chunks would only read the weights again.
 PREFILL_CHUNK_FLOOR = 128
 # Rounds of a pipeline's steps that what waits for prefill is dealt over. Prompts come in bunches; a queue evens
-# them out, and steps of equal size hold each other up least. In simulation (LLaMA-2-70B on unlike pipelines of 2
-# to 16 stages) 8 rounds served up to 9 % more than one and first tokens came no later; 16 served about the same.
+# them out, and steps of equal size hold each other up least. In simulation (LLaMA-2-70B, unlike pipelines of 2 to
+# 16 stages) 8 rounds served 0 to 10 % more than one, median first tokens came no later; 16 served about the same.
 PREFILL_ROUNDS = 8
 
 Choice = tuple[SequenceState, int]  # a running sequence, and how many of its tokens to compute
