@@ -19,6 +19,7 @@ from hexgen.lab.laboratory import Laboratory, member_of
 
 _READY_S = 120.0
 _STOP_S = 60.0
+_WEIGHT = 40  # of the laboratory against what else may run here, which it should not
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -138,6 +139,7 @@ def _spent_s(pid: str) -> float:
 def built(cluster: Cluster, folder: Path) -> Iterator[Site]:
     folder.mkdir(parents=True, exist_ok=True)
     with Laboratory(cluster, find_groups(), where=cluster.name) as laboratory:
+        laboratory.weigh(_WEIGHT)
         yield Site(laboratory, folder)
 
 

@@ -132,6 +132,14 @@ class Laboratory:
         for node in self.cluster.nodes:
             self._groups.set_cores(self.name, member_of(node.name), cores_of(node, self._scale))
 
+    def weigh(self, factor: int) -> None:
+        """Against everything else on the machine, the lab counts ``factor`` times as much as by its threads: for
+        measurements that others must not slow.
+        """
+        threads = {member_of(node.name): ray_nodes.cpus_of(node) for node in self.cluster.nodes}
+        weights = {member: factor * count for member, count in threads.items()}
+        self._groups.set_weights(self.name, weights | {COMMAND: factor})
+
     def run(self, command: Sequence[str], signals: Signals) -> int:
         """``command`` on the head, to its end; its exit status."""
         said: set[str] = set()
@@ -192,8 +200,7 @@ class Laboratory:
         self._ray = ray_nodes.start(self.name, self.cluster, doors, environments)
 
     def _limit(self) -> None:
-        threads = {member_of(node.name): ray_nodes.cpus_of(node) for node in self.cluster.nodes}
-        self._groups.set_weights(self.name, threads | {COMMAND: 1})
+        self.weigh(1)
         self.restore()
         for node in self.cluster.nodes:
             member = member_of(node.name)
