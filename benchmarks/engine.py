@@ -8,7 +8,7 @@ the wall stands processor time, which other processes disturb less: of ours, the
 number of threads and each dtype, these stay up (idle ones block and use no processor):
 
     one     one stage on all threads
-    two     two stages of half the layers on half the threads each, joined by a gloo edge (from two threads on)
+    two     two stages of about half the weights on half the threads each, with a gloo edge (from two threads on)
 
 `--random` stands for the bundled model, which a large cache holds whole, with a Llama of 32 M parameters, which
 it does not: random weights, the same for everybody.
@@ -40,6 +40,7 @@ from rich.table import Table
 
 import hexgen
 from hexgen import LLM, SamplingParams
+from hexgen.model import load_model
 from hexgen.worker.report import RankReport
 
 BUNDLED = Path(hexgen.__file__).parent / "bundled" / "demo"
@@ -82,8 +83,13 @@ def write_plan(
     tokens: int,
     dtype: str = "float32",
 ) -> Path:
-    """A plan with ``stages`` equal CPU stages of ``threads`` threads each, with room for 16 sequences."""
-    cuts = [round(i * layers / stages) for i in range(stages + 1)]
+    """A plan with ``stages`` CPU stages of ``threads`` threads each, with room for 16 sequences.
+
+    Stages read about as many weights as each other: the output head counts as the layers that it weighs.
+    """
+    shape = load_model(model)
+    head = shape.embedding_parameters / shape.layer_parameters
+    cuts = [min(layers - stages + i, round(i * (layers + head) / stages)) for i in range(stages)] + [layers]
     nodes = [
         {"name": f"n{i}", "device": "cpu", "count": 1, "threads": threads, "memory": "2GB"} for i in range(stages)
     ]
