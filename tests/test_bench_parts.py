@@ -536,9 +536,15 @@ class Simulated:
 
 
 def compared(
-    compute: float, *, steps: int = 100, host: float = 0.0, transfer: float = 0.0, far: bool = True
+    compute: float,
+    *,
+    steps: int = 100,
+    host: float = 0.0,
+    transfer: float = 0.0,
+    far: bool = True,
+    wait: float = 1.0,
 ) -> Comparison:
-    measured = {"compute": compute, "wait": 1.0, "transfer": transfer, "host": host}
+    measured = {"compute": compute, "wait": wait, "transfer": transfer, "host": host}
     predicted = {"busy": 4.0, "wait": 1.0, "transfer": 0.0}
     stage = StageTimes("s0", predicted, measured, steps, far)
     return Comparison((), (stage,), Simulated(), 5.0, 10.0, steps, {})  # type: ignore[arg-type]
@@ -564,6 +570,8 @@ def compared(
         (compared(8.0), True, 0.0, "was busy for 8 s", "something else uses that machine"),
         (compared(8.0, steps=200), False, 9.0, "was busy for 8 s", "emptier"),
         (compared(2.0), False, 0.0, "was busy for 2 s", "faster than its figures"),
+        (compared(2.0), True, 0.0, "was busy for 2 s", "measured while other work ran"),
+        (compared(2.0, wait=3.0), True, 0.0, "was busy for 2 s", "rests between steps"),
         (compared(3.0, host=5.0), False, 0.0, "5 s of it outside the model, 50 ms a step", "most of it outside"),
         (compared(4.0, transfer=3.0), False, 0.0, "passed on for 3 s, predicted none", "link is slower"),
         (compared(4.0, transfer=3.0, far=False), False, 0.0, "passed on for 3 s", "nothing leaves the node"),

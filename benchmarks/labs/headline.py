@@ -32,14 +32,27 @@ def deadlines(
     lengths = f"prompt={workload.prompt_tokens.mean:g},output={workload.output_tokens.mean:g}"
     found = []
     for name, candidate in (("ours", ours), ("symmetric", even)):
-        latencies = []
+        latencies, medians = [], []
         with site.served(candidate.file):
             for seed in range(runs + 1):
                 options = ["--rate", f"{rate:.4f}", "--workload", lengths, "--seed", str(100 + seed)]
-                told, _ = site.bench([*options, "--requests", str(requests if seed else 8)])
+                against = candidate.file if seed else None
+                told, _ = site.bench([*options, "--requests", str(requests if seed else 8)], against)
                 if seed:
                     latencies.append([round(e2el, 4) for e2el in told["e2els"] if e2el is not None])
+                    medians.append(_medians(told))
         met = [float(np.percentile(values, 99)) for values in latencies]
         print(f"  {name} at {rate:.2f} requests/s: 99 % within {' '.join(f'{m:.2f}' for m in met)} s", flush=True)
-        found.append({"lab": lab, "name": name, "rate": rate, "requests": requests, "latencies_s": latencies})
+        found.append(
+            {
+                "lab": lab, "name": name, "shape": candidate.shape, "rate": rate, "requests": requests,
+                "latencies_s": latencies, "medians": medians,
+            }
+        )  # fmt: skip
     return found
+
+
+def _medians(told: dict[str, Any]) -> dict[str, float]:
+    """Measured over simulated, under the same arrivals."""
+    ratios = {figure["name"]: figure["measured_over_simulated"] for figure in told["against"]["figures"]}
+    return {name: ratios[f"p50 {name}"] for name in ("ttft", "tpot", "e2el")}

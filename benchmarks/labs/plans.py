@@ -24,6 +24,7 @@ from hexgen.workload import Workload
 
 # A step of a slow core should not take a second, and a run of seconds should be many lives of a request.
 OPTIONS = EngineOptions(max_sequences=8, token_budget=128)
+LARGER = EngineOptions(max_sequences=4, token_budget=128)  # for a model whose requests take seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +47,17 @@ class Chosen:
     refused: dict[str, str]
 
 
-def plans(cluster_file: Path, model_ref: str, workload: Workload, folder: Path) -> Chosen:
+def plans(
+    cluster_file: Path, model_ref: str, workload: Workload, folder: Path, options: EngineOptions = OPTIONS
+) -> Chosen:
     """Written below ``folder``; who chooses what another chose shares its entry."""
     model = load_model(model_ref)
     cluster = dataclasses.replace(load_cluster(cluster_file), workload=workload)
     table = table_for(None, cluster, model)
     if table is None:
         raise SystemExit(f"{cluster_file} names no table of {model_ref}")
-    made = plan(cluster, model, workload, cost=table, options=OPTIONS)
-    task = make_task(cluster, model, workload, "throughput", None, 0, "auto", OPTIONS, table)
+    made = plan(cluster, model, workload, cost=table, options=options)
+    task = make_task(cluster, model, workload, "throughput", None, 0, "auto", options, table)
     found = (
         Baseline("ours", made),
         symmetric(task, "throughput"),
@@ -75,7 +78,7 @@ def plans(cluster_file: Path, model_ref: str, workload: Workload, folder: Path) 
         file = folder / f"{name.replace(' ', '-')}.yaml"
         dump_plan(dataclasses.replace(baseline.plan, model=model_ref), file)
         held = plan_memory(baseline.plan, cluster, model).kv_tokens
-        traffic = traffic_of(model, workload, OPTIONS)
+        traffic = traffic_of(model, workload, options)
         full = sum(max(1, concurrency_for(tokens, traffic)) for tokens in held)
         predicted = baseline.plan.predicted
         candidates[shape] = Candidate(

@@ -86,6 +86,21 @@ def headline(late: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
+def open_loop(late: Sequence[dict[str, Any]]) -> str:
+    """Simulated against measured under Poisson arrivals."""
+    told = [found for found in late if found.get("medians")]
+    if not told:
+        return ""
+    parts = []
+    for name in ("ttft", "tpot", "e2el"):
+        ratios = [statistics.median(run[name] for run in found["medians"]) for found in told]
+        parts.append(f"{name.upper()} {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+    plans = ", ".join(f"{found['lab']} {found['name']}" for found in told)
+    return (
+        f"Under these arrivals, medians measured over simulated, median of the runs ({plans}): {'; '.join(parts)}."
+    )
+
+
 def _entry(found: dict[str, Any], entries: Sequence[Entry]) -> Entry:
     """The plan's closed-loop runs."""
     return next(e for e in entries if (e.lab, e.model) == (found["lab"], "demo") and found["name"] in e.names)

@@ -14,6 +14,7 @@ from hexgen.units import format_time
 _WORTH = 0.02  # of the run: less is not told
 _MOST = 6
 _ALIKE = 1.15  # factors below it are called the same
+_RESTS = 0.25  # of the run: who waits as long is not what bounds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,8 @@ def _busy_cause(stage: StageTimes, factor: float, comparison: Comparison, bench:
         )
     if each < 1 / _ALIKE:
         why = "the table was measured while other work ran" if tabled else "the device is faster than its figures"
+        if tabled and stage.measured["wait"] > _RESTS * comparison.measured_s:
+            why = "it rests between steps; where a quota bounds its processor's time, some is left for the next"
         return f"each step took {each:.2f} times as long as predicted{besides}: {why}"
     return "within the prediction's own error"
 

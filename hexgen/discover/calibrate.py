@@ -205,7 +205,8 @@ class _Bench:
     def run(self, deadline: float) -> Calibration:
         most = self._model.max_context
         prefills = [n for n in PREFILL_TOKENS if n <= most]
-        decode = self._rows(DECODE_SEQUENCES, lambda n, seen: self._decode(decode_load(n, seen)), deadline)
+        half = (time.monotonic() + deadline) / 2  # prompts are to have their time too
+        decode = self._rows(DECODE_SEQUENCES, lambda n, seen: self._decode(decode_load(n, seen)), half)
         prefill = self._rows(prefills, lambda n, seen: self._prefill(prefill_load(n, seen, most)), deadline)
         said = []
         if len(decode) < len(DECODE_SEQUENCES) or len(prefill) < len(prefills):

@@ -24,6 +24,7 @@ UNHINDERED = 0.97
 # Beside a quota's figure: what is found below this part of it is the doing of other programs, not of Ray's own
 # processes, which take one or two hundredths of a core on each node.
 LEAST_OF_QUOTA = 0.8
+LONG_S = 1.0
 DISTURBED = 1.3  # times as long on the wall as alone
 Work = Callable[[], object]
 
@@ -85,12 +86,12 @@ class Stopwatch:
         """Of each of ``works``, called one after the other as in service, over and over: what one leaves in the
         processor's caches is what the next one finds. A loop around each alone would find its own code and data
         there, which halves the time of everything beside the layers of a small model. The first round does not
-        count, unless it takes as long as all of it should.
+        count (it also brings memory into use), unless it takes `LONG_S` already.
         """
         if not self._by_cpu:
             return [self.seconds(work, window_s / len(works), 1) for work in works]
         began, first = time.perf_counter(), self._round(works)
-        if time.perf_counter() - began >= window_s:
+        if time.perf_counter() - began >= max(LONG_S, window_s):
             rounds = [first]
         else:
             began, rounds = time.perf_counter(), []
