@@ -10,12 +10,12 @@ import oracle
 import pytest
 import torch
 from attention_cases import AttentionCase, build, check
+from cpu_attention import CpuAttention
 from worker_driver import LocalRank, greedy_batch
 
 from hexgen.errors import EngineError
 from hexgen.worker import cpu_build
 from hexgen.worker.communicator import SoloCommunicator
-from hexgen.worker.cpu_attention import CpuAttention
 from hexgen.worker.cpu_kernels import VARIABLE, CpuKernels, choose_cpu_kernels
 
 pytestmark = pytest.mark.skipif(cpu_build.shutil.which("g++") is None, reason="no g++ here")

@@ -1,4 +1,4 @@
-"""The CPU kernels' attention alone, behind the interface of all others."""
+"""The CPU kernels' attention alone, behind the interface of all others: a rank runs its layers whole."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from hexgen.worker.kv import KVLayer
 
 
 class CpuAttention:
-    """The kernels' attention behind the interface of all others. A rank does not use it: its layers run whole."""
-
     def __init__(self, kernels: CpuKernels, threads: int = 1) -> None:
         self._kernels, self._threads = kernels, threads
 
