@@ -16,7 +16,7 @@ from worker_driver import LocalRank, greedy_batch
 
 from hexgen.worker import layers
 from hexgen.worker.attention import HeadLayout
-from hexgen.worker.attention_choice import Operations
+from hexgen.worker.attention_choice import VARIABLE, Operations
 from hexgen.worker.communicator import SoloCommunicator
 from hexgen.worker.decode_graphs import DecodeGraphs
 from hexgen.worker.kernels.attention import CudaAttention
@@ -54,6 +54,7 @@ def test_replayed_steps_give_the_same_tokens(
         return Operations(made[-1], CudaLayerKernels(device, dtype, dim, eps))  # type: ignore[arg-type]
 
     monkeypatch.setattr(layers, "choose_operations", emulated)
+    monkeypatch.setenv(VARIABLE, "sdpa")  # else a CPU has kernels of its own
     path = oracle.make_checkpoint(tmp_path / variant, variant, head_dim=16)
     prompts = [[5, 9, 60], [3 + i % 90 for i in range(23)], [7], [11 + i % 80 for i in range(9)], [40, 41]]
     rank = LocalRank(path, SoloCommunicator())

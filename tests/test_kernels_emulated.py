@@ -20,7 +20,7 @@ from worker_driver import LocalRank, greedy_batch
 from hexgen.request import SamplingParams
 from hexgen.worker import layers, sampler
 from hexgen.worker.attention import HeadLayout, row_numbers
-from hexgen.worker.attention_choice import Operations
+from hexgen.worker.attention_choice import VARIABLE, Operations
 from hexgen.worker.communicator import SoloCommunicator
 from hexgen.worker.kernels.arithmetic import tiling
 from hexgen.worker.kernels.attention import CudaAttention
@@ -219,6 +219,7 @@ def test_a_model_on_emulated_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
 
     monkeypatch.setattr(layers, "choose_operations", emulated)
+    monkeypatch.setenv(VARIABLE, "sdpa")  # else a CPU has kernels of its own
     path = oracle.make_checkpoint(tmp_path / variant, variant, head_dim=16)
     prompts = [[5, 9, 60], [3 + i % 90 for i in range(23)]]
     found = greedy_batch(LocalRank(path, SoloCommunicator()), prompts, 4, chunk=16)
