@@ -22,31 +22,18 @@ from rich.console import Console
 from rich.table import Table
 
 from hexgen.builtin_models import BUILTIN_CONFIGS
-from hexgen.discover.calibrate import RandomWeights
+from hexgen.discover.alone import PAGE_SIZE, RandomWeights, solo_config
 from hexgen.discover.points import decode_load, step_of
-from hexgen.model import DType, ModelSpec, find_checkpoint, load_model
-from hexgen.split import split_stage
+from hexgen.model import DType, find_checkpoint, load_model
 from hexgen.worker.checkpoint import Checkpoint, torch_dtype
 from hexgen.worker.communicator import SoloCommunicator
-from hexgen.worker.config import RankConfig, RouteRole
+from hexgen.worker.config import RankConfig
 from hexgen.worker.decode_graphs import VARIABLE
 from hexgen.worker.stage_model import StageModel
 from hexgen.worker.step_runner import StepRunner
 
-PAGE = 16
 STEPS = 32  # timed at a time
 Run = Callable[[], None]
-
-
-def config_of(model: ModelSpec, dtype: DType, device: str, batch: int, pages: int) -> RankConfig:
-    role = RouteRole(0, (0, model.layers), pages, 1, True, True, None, "s", "s")
-    return RankConfig(
-        deployment="benchmark", stage="s", rank=0, width=1, device=device, dtype=dtype,
-        threads=torch.get_num_threads(), model=model, model_path="", layers=(0, model.layers),
-        slices=split_stage(model, 1), routes=(role,), edges=(), page_size=PAGE, token_budget=512,
-        max_sequences=batch, max_context=model.max_context, prefix_cache=False, store_host="", store_port=0,
-        listen_host="", secret="",
-    )  # fmt: skip
 
 
 def steps(config: RankConfig, stage: StageModel, batch: int, context: int, graphs: bool) -> Run:
@@ -55,7 +42,7 @@ def steps(config: RankConfig, stage: StageModel, batch: int, context: int, graph
     os.environ[VARIABLE] = "1" if graphs else "0"
     runner = StepRunner(config, stage, SoloCommunicator())
     os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
-    admitted, again = step_of(decode_load(batch, context), 0, 0, config.routes[0].pages, PAGE, sample=True)
+    admitted, again = step_of(decode_load(batch, context), 0, 0, config.routes[0].pages, PAGE_SIZE, sample=True)
     with torch.inference_mode():
         runner.run(admitted, None)
 
@@ -135,8 +122,16 @@ def main() -> None:
     bandwidth = copy_bytes_s(asked.device)
     stage = None
     for batch in map(int, asked.batch.split(",")):
-        pages = batch * -(-asked.context // PAGE) + 1
-        config = config_of(model, dtype, asked.device, batch, pages)
+        pages = batch * -(-asked.context // PAGE_SIZE) + 1
+        config = solo_config(
+            model,
+            dtype,
+            asked.device,
+            torch.get_num_threads(),
+            layers=model.layers,
+            pages=pages,
+            max_sequences=batch,
+        )
         stage = stage or StageModel(config, cast(Checkpoint, RandomWeights()), SoloCommunicator())
         ways = {"kernel by kernel": steps(config, stage, batch, asked.context, graphs=False)}
         if asked.device != "cpu":

@@ -26,7 +26,7 @@ from labs.headline import deadlines
 from labs.models import reference, scaled
 from labs.plans import LARGER, OPTIONS, Candidate, plans
 from labs.report import shown, write_docs
-from labs.site import Site, built, others_busy
+from labs.site import Site, built, lengths, others_busy
 
 from hexgen.cluster import load_cluster
 from hexgen.lab.groups import find_groups
@@ -110,11 +110,10 @@ def _entry(
     asked: argparse.Namespace,
 ) -> Entry:
     requests = max(LIVES * candidate.concurrency, round(candidate.requests_s * asked.seconds))
-    lengths = f"prompt={workload.prompt_tokens.mean:g},output={workload.output_tokens.mean:g}"
     runs = []
     with site.served(candidate.file):
         for seed in range(asked.runs + 1):
-            options = ["--concurrency", str(candidate.concurrency), "--workload", lengths, "--seed", str(seed)]
+            options = ["--concurrency", str(candidate.concurrency), *lengths(workload), "--seed", str(seed)]
             count = requests if seed else candidate.concurrency  # the first warms up
             found, use = site.bench([*options, "--requests", str(count)], candidate.file if seed else None)
             if seed:

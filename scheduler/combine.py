@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hexgen.scheduler.columns import Effort, SolverError, merged, pack
@@ -44,15 +44,10 @@ def heuristic(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
     if solver.goal == "latency" or not several(solver.topology, _WHOLE_DEVICES):
         return search(solver, task.seed, task.deadline, routes)
 
-    def plan_parts(parts: Sequence[Places]) -> list[Partition | None]:
-        if len(parts) > _FEW:
-            return plan_unlike(solver, parts, task.seed, task.deadline, task.progress)
-        return [
-            search(_part(solver, places), task.seed, part_until(task.deadline, 1 / (len(parts) - i)), routes)
-            for i, places in enumerate(parts)
-        ]
+    def plan_part(places: Places, until: float | None) -> Partition | None:
+        return search(_part(solver, places), task.seed, until, routes)
 
-    return region_by_region(solver, plan_parts)
+    return _region_by_region(task, solver, plan_part)
 
 
 def combined(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, float] | None:
@@ -134,19 +129,13 @@ def _by_regions(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition
     few = kinds_of_regions(solver.topology) <= _FEW
     inside = replace(task, deadline=part_until(task.deadline, _FOR_LOCAL_SEARCH if few else _FOR_UNLIKE))
 
-    def plan_part(places: Places, left: int) -> Partition | None:
+    def plan_part(places: Places, until: float | None) -> Partition | None:
         if len(places) == len(solver.topology.nodes):
             return None
-        until = part_until(inside.deadline, 1 / left)
         found = combined(replace(inside, deadline=until), _part(solver, places), routes)
         return found[0] if found is not None else None
 
-    def plan_parts(parts: Sequence[Places]) -> list[Partition | None]:
-        if len(parts) > _FEW:
-            return plan_unlike(solver, parts, task.seed, inside.deadline, task.progress)
-        return [plan_part(places, len(parts) - i) for i, places in enumerate(parts)]
-
-    best = region_by_region(solver, plan_parts) or search(solver, task.seed, task.deadline, 0)
+    best = _region_by_region(inside, solver, plan_part) or search(solver, task.seed, task.deadline, 0)
     if best is None:
         return None
     if not task.time_limited or passed(task.deadline):
@@ -156,6 +145,23 @@ def _by_regions(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition
         return best, pack(solver, replace(_PROOF, deadline=task.deadline), whole=False).bound
     except SolverError:
         return best, math.inf
+
+
+def _region_by_region(
+    task: Task, solver: RouteSolver, plan_part: Callable[[Places, float | None], Partition | None]
+) -> Partition | None:
+    """Each kind of region by ``plan_part``, with an equal share of the time left; where they are many, with
+    little for each.
+    """
+
+    def plan_parts(parts: Sequence[Places]) -> list[Partition | None]:
+        if len(parts) > _FEW:
+            return plan_unlike(solver, parts, task.seed, task.deadline, task.progress)
+        return [
+            plan_part(places, part_until(task.deadline, 1 / (len(parts) - i))) for i, places in enumerate(parts)
+        ]
+
+    return region_by_region(solver, plan_parts)
 
 
 def _part(solver: RouteSolver, places: Places) -> RouteSolver:

@@ -78,7 +78,7 @@ class ReferenceAttention:
         index = heads.readers.reads
         decodes = batch.decodes
         runs: list[tuple[int, int, int, Ints]] = [(r.row, r.length, r.start, r.pages) for r in batch.prefills]
-        runs += [(decodes.row + i, 1, at, decodes.pages[i]) for i, at in enumerate(decodes.positions)]
+        runs += [(*run, pages) for run, pages in zip(decodes.runs, decodes.pages, strict=True)]
         for row, length, start, table in runs:
             used = pages[torch.from_numpy(table).to(q.device)].permute(1, 0, 3, 2, 4).flatten(1, 2)
             keys, values = used[:, : start + length].cpu()

@@ -7,6 +7,7 @@ the step's order, then single tokens sorted by position, so that sequences of li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from hexgen.batching.segments import Admission, Segment, Step
 from hexgen.errors import EngineError
 
 Ints = npt.NDArray[np.int64]
+Run = tuple[int, int, int]  # first row, tokens, position of the first
 
 
 class _Sequence:
@@ -107,6 +109,21 @@ class Decodes:
     positions: tuple[int, ...]
     pages: tuple[Ints, ...]  # of each sequence, for positions [0, position]
 
+    @property
+    def runs(self) -> list[Run]:
+        return [(self.row + i, 1, at) for i, at in enumerate(self.positions)]
+
+
+def run_table(runs: Sequence[Run], pages: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """``[runs, 4]`` (row, length, start, where its pages begin), and the pages of all runs in a row."""
+    table = np.empty((len(runs), 4), dtype=np.int64)
+    if not runs:
+        return table, np.zeros(0, dtype=np.int64)
+    table[:, :3] = runs
+    table[0, 3] = 0
+    np.cumsum([owned.size for owned in pages[:-1]], out=table[1:, 3])
+    return table, np.concatenate(pages)
+
 
 @dataclass(slots=True)
 class BatchInputs:
@@ -129,6 +146,10 @@ class BatchInputs:
     @property
     def n_tokens(self) -> int:
         return int(self.tokens.shape[0])
+
+    def slots(self, page_size: int) -> Ints:
+        """[tokens]: page * page_size + place in it, where the token's key and value go."""
+        return self.slot_pages * page_size + self.slot_offsets
 
     def rows_to_sample(self, hidden: torch.Tensor) -> torch.Tensor:
         """The rows of ``hidden`` ``[tokens, hidden]`` whose logits are wanted, in ``step.sampled``'s order."""

@@ -20,7 +20,7 @@ from hexgen.model import ModelSpec
 from hexgen.plan import Layers
 from hexgen.split import RankSlice
 from hexgen.worker.attention_choice import VARIABLE
-from hexgen.worker.batch_inputs import BatchInputs, Ints
+from hexgen.worker.batch_inputs import BatchInputs, Ints, run_table
 from hexgen.worker.communicator import Communicator
 from hexgen.worker.cpu_build import cpu_library
 from hexgen.worker.kv import KVPool
@@ -242,16 +242,10 @@ class CpuStage:
 
 def step_tables(batch: BatchInputs, pool: KVPool) -> StepTables:
     """Runs (row, tokens, first position, place in pages), pages and slots of a step."""
-    decodes = batch.decodes
-    runs = [(run.row, run.length, run.start) for run in batch.prefills]
-    runs += [(decodes.row + i, 1, at) for i, at in enumerate(decodes.positions)]
-    owned = [*(run.pages for run in batch.prefills), *decodes.pages]
-    table = np.empty((len(runs), 4), dtype=np.int64)
-    table[:, :3] = runs
-    table[0, 3] = 0
-    np.cumsum([pages.size for pages in owned[:-1]], out=table[1:, 3])
-    pages = np.concatenate(owned)
-    slots = batch.slot_pages * pool.page_size + batch.slot_offsets
+    prefills, decodes = batch.prefills, batch.decodes
+    runs = [*((run.row, run.length, run.start) for run in prefills), *decodes.runs]
+    table, pages = run_table(runs, [*(run.pages for run in prefills), *decodes.pages])
+    slots = batch.slots(pool.page_size)
     step = StepStruct(tokens=batch.n_tokens, n_runs=len(runs))
     step.runs, step.pages, step.slots = table.ctypes.data, pages.ctypes.data, slots.ctypes.data
     return StepTables(step, (table, pages, slots))

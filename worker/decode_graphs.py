@@ -21,7 +21,7 @@ import torch
 
 from hexgen.batching.segments import Step
 from hexgen.model import ModelSpec
-from hexgen.worker.batch_inputs import BatchInputs, Decodes, PageTables, build_batch
+from hexgen.worker.batch_inputs import BatchInputs, Decodes, PageTables, build_batch, run_table
 from hexgen.worker.communicator import Communicator
 from hexgen.worker.config import RankConfig, RouteRole
 from hexgen.worker.kernels.arithmetic import UNUSED
@@ -182,22 +182,15 @@ class DecodeGraphs:
         ids[:3, :n] = torch.stack((batch.tokens, batch.positions, batch.lengths)).numpy()
         ids[3, :n] = np.arange(n) if batch.sample_rows is None else batch.sample_rows.numpy()
         slots[n:] = UNUSED
-        slots[:n] = batch.slot_pages * self._pool.page_size + batch.slot_offsets
-        lists = batch.decodes.pages
-        begins = np.cumsum([0, *(pages.size for pages in lists)])
-        host["runs"][:n] = [
-            (row, 1, at, begin)
-            for row, (at, begin) in enumerate(zip(batch.decodes.positions, begins[:-1], strict=True))
-        ] or np.zeros((0, 4))
+        slots[:n] = batch.slots(self._pool.page_size)
+        host["runs"][:n], pages = run_table(batch.decodes.runs, batch.decodes.pages)
         for i, window in enumerate(self._windows):
             tasks = self._attention.decode_tasks(batch, window)
             for name, table in ((f"tasks {i}", tasks.tasks), (f"jobs {i}", tasks.jobs)):
                 host[name][len(table) :, 0] = UNUSED
                 host[name][: len(table)] = table
-        used = int(begins[-1])
-        if lists:
-            host["pages"][:used] = np.concatenate(lists)
-        arrays.send(used)
+        host["pages"][: pages.size] = pages
+        arrays.send(pages.size)
 
 
 def decode_graphs(

@@ -13,7 +13,7 @@ import numpy as np
 
 from hexgen.workload import Workload
 from labs.plans import Candidate
-from labs.site import Site
+from labs.site import Site, lengths
 
 LOAD = 0.7  # of what the symmetric plan is predicted to serve
 LEAST_REQUESTS = 60
@@ -29,13 +29,12 @@ def deadlines(
         return []
     rate = LOAD * even.requests_s
     requests = max(LEAST_REQUESTS, round(rate * seconds))
-    lengths = f"prompt={workload.prompt_tokens.mean:g},output={workload.output_tokens.mean:g}"
     found = []
     for name, candidate in (("ours", ours), ("symmetric", even)):
         latencies, medians = [], []
         with site.served(candidate.file):
             for seed in range(runs + 1):
-                options = ["--rate", f"{rate:.4f}", "--workload", lengths, "--seed", str(100 + seed)]
+                options = ["--rate", f"{rate:.4f}", *lengths(workload), "--seed", str(100 + seed)]
                 against = candidate.file if seed else None
                 told, _ = site.bench([*options, "--requests", str(requests if seed else 8)], against)
                 if seed:

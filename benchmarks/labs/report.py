@@ -144,6 +144,7 @@ def write_docs(kept: dict[str, list[dict[str, Any]]]) -> None:
         f"Measured on {kept['date']}.",
         shown(entries),
         headline(kept["deadlines"], entries),
+        open_loop(kept["deadlines"]),
         raw(entries),
     ]
     DOCS.write_text(before + "\n\n".join(part for part in parts if part) + "\n\n" + END + after)

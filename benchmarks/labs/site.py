@@ -16,6 +16,7 @@ from typing import Any
 from hexgen.cluster import Cluster
 from hexgen.lab.groups import find_groups
 from hexgen.lab.laboratory import Laboratory, member_of
+from hexgen.workload import Workload
 
 _READY_S = 120.0
 _STOP_S = 60.0
@@ -133,6 +134,11 @@ def _spent_s(pid: str) -> float:
     except OSError:  # it has just ended
         return 0.0
     return (int(fields[11]) + int(fields[12])) / _TICKS_S
+
+
+def lengths(workload: Workload) -> tuple[str, str]:
+    """`hexgen bench`'s option for requests of the workload's mean lengths."""
+    return "--workload", f"prompt={workload.prompt_tokens.mean:g},output={workload.output_tokens.mean:g}"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import cast
 import torch
 
 from hexgen.batching.segments import Step
+from hexgen.discover.alone import PAGE_SIZE, RandomWeights, solo_config
 from hexgen.discover.loops import LoopTimes, loop_times
 from hexgen.discover.points import (
     DECODE_SEQUENCES,
@@ -30,18 +31,14 @@ from hexgen.discover.points import (
 from hexgen.discover.timing import Stopwatch, cpu_share
 from hexgen.errors import EngineError
 from hexgen.model import DTYPE_BYTES, DType, ModelSpec
-from hexgen.split import split_stage
 from hexgen.worker.batch_inputs import BatchInputs, PageTables, build_batch
 from hexgen.worker.checkpoint import Checkpoint, torch_dtype
 from hexgen.worker.communicator import SoloCommunicator
-from hexgen.worker.config import RankConfig, RouteRole
 from hexgen.worker.kv import KVPool
 from hexgen.worker.rope import RotaryEmbedding
 from hexgen.worker.sampler import Sampler
 from hexgen.worker.stage_model import StageModel
 
-PAGE_SIZE = 16  # as `EngineOptions` has it
-TOKEN_BUDGET = 512
 LEAST_LAYERS, PREFILL_LAYERS = 4, 4
 # A CPU's caches must not keep one step's weights to the next unless they would in service: layers of so many bytes
 # are held, or all that the model has. A prompt's products are bound by arithmetic: fewer will do.
@@ -49,7 +46,6 @@ HELD_BYTES = 64 << 20
 LOOP_SEQUENCES = (1, 4, 16, 64)
 MEMORY_SHARE = 0.25  # of what is free: for weights, and as much again for keys and values
 WINDOW_S = 0.12
-BLOCK = 1 << 20  # elements of random numbers, repeated to fill larger tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,45 +66,6 @@ class Calibration:
     seconds: float
     said: tuple[str, ...] = field(default=())
     loops: LoopTimes | None = None  # the engine's own loop; None on a GPU
-
-
-class RandomWeights:
-    """Gives what `Checkpoint` gives, of any shape, from one block of random numbers."""
-
-    def __init__(self) -> None:
-        self.bytes_read = 0
-        self._block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(1)) * 0.02
-
-    def expect(self, name: str, shape: tuple[int, ...]) -> None:
-        return
-
-    def stored_bytes(
-        self, name: str, dim: int | None = None, start: int | None = None, end: int | None = None
-    ) -> int:
-        return 0
-
-    def read(
-        self,
-        name: str,
-        dim: int | None = None,
-        start: int | None = None,
-        end: int | None = None,
-        *,
-        dtype: torch.dtype,
-        shape: tuple[int, ...] | None = None,
-    ) -> torch.Tensor:
-        if shape is None:
-            raise EngineError(f"the shape of {name} is not known")
-        wanted = list(shape)
-        if dim is not None and start is not None and end is not None:
-            wanted[dim] = end - start
-        if len(wanted) == 1:
-            return torch.ones(wanted, dtype=dtype)
-        count = 1
-        for size in wanted:
-            count *= size
-        block = self._block.to(dtype)
-        return block.repeat(-(-count // BLOCK))[:count].view(wanted)
 
 
 def smoothed(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
@@ -184,20 +141,20 @@ class _Bench:
         most = -(-max(self._contexts) // PAGE_SIZE) * max(DECODE_SEQUENCES)
         self._pages = max(-(-model.max_context // PAGE_SIZE), 64)
         self._pages = max(min(most, room // kv_page), min(self._pages, most))
-        part = split_stage(model, 1)
-        role = RouteRole(0, (0, self._layers), self._pages, 1, True, True, None, "s", "s")
-        config = RankConfig(
-            deployment="calibration", stage="s", rank=0, width=1, device=device, dtype=dtype, threads=threads,
-            model=model, model_path="", layers=(0, self._layers), slices=part, routes=(role,), edges=(),
-            page_size=PAGE_SIZE, token_budget=TOKEN_BUDGET, max_sequences=max(DECODE_SEQUENCES),
-            max_context=model.max_context, prefix_cache=False, store_host="", store_port=0, listen_host="",
-            secret="",
-        )  # fmt: skip
+        config = solo_config(
+            model,
+            dtype,
+            device,
+            threads,
+            layers=self._layers,
+            pages=self._pages,
+            max_sequences=max(DECODE_SEQUENCES),
+        )
         solo = SoloCommunicator()
         self._stage = StageModel(config, cast(Checkpoint, RandomWeights()), solo)
         self._sampler = Sampler(config, solo)
         self._rope = RotaryEmbedding(model, torch_dtype(dtype), self._device)
-        shape = (part[0].n_kv_heads, model.head_dim, torch_dtype(dtype), self._device)
+        shape = (config.slices[0].n_kv_heads, model.head_dim, torch_dtype(dtype), self._device)
         some = {min(self._layers, PREFILL_LAYERS), self._layers}
         self._pools = {layers: KVPool(self._pages, PAGE_SIZE, layers, *shape) for layers in some}
         self._sequences = 0

@@ -14,18 +14,18 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 
 import torch
 
 from hexgen.batching.segments import SampledToken, Step
+from hexgen.discover.alone import PAGE_SIZE, TOKEN_BUDGET, solo_config
 from hexgen.errors import EngineError
 from hexgen.model import DType, ModelSpec
 from hexgen.protocol import Hello, Submit, Tokens, Welcome, encode, recv_frame
 from hexgen.request import SamplingParams
-from hexgen.split import split_stage
 from hexgen.worker.checkpoint import torch_dtype
 from hexgen.worker.communicator import serve_store
 from hexgen.worker.config import EdgeSpec, RankConfig, RouteRole
@@ -36,7 +36,6 @@ from hexgen.worker.report import StepClock
 from hexgen.worker.stage import Event, LeaderLoop, Stopped, receive_into
 from hexgen.worker.step_runner import StepResult
 
-PAGE_SIZE = 16
 PROMPT_TOKENS = 8
 SWEPT_BYTES = 4 << 20  # beyond what a core's own caches hold
 WARM_UP_S, WINDOW_S = 0.1, 0.3
@@ -174,14 +173,19 @@ def _configs(
                 EdgeSpec("b>a:tokens", other, 1 - number, "tokens"),
             )
         found.append(
-            RankConfig(
-                deployment=deployment, stage=name, rank=0, width=1, device="cpu", dtype=dtype, threads=1,
-                model=model, model_path="", layers=(0, 1), slices=split_stage(model, 1), routes=(role,),
-                edges=edges, page_size=PAGE_SIZE, token_budget=max(512, count * PROMPT_TOKENS),
-                max_sequences=stages * count, max_context=model.max_context, prefix_cache=False,
-                store_host=host, store_port=port, listen_host=host, secret=secret,
+            replace(
+                solo_config(model, dtype, "cpu", 1, layers=1, pages=pages, max_sequences=stages * count),
+                deployment=deployment,
+                stage=name,
+                routes=(role,),
+                edges=edges,
+                token_budget=max(TOKEN_BUDGET, count * PROMPT_TOKENS),
+                store_host=host,
+                store_port=port,
+                listen_host=host,
+                secret=secret,
             )
-        )  # fmt: skip
+        )
     return tuple(found)
 
 

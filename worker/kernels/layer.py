@@ -61,8 +61,7 @@ class CudaLayerKernels:
         pool = layer.pool
         slots = batch.memo.get("slots")
         if slots is None:
-            flat = batch.slot_pages * pool.page_size + batch.slot_offsets
-            slots = batch.memo["slots"] = torch.from_numpy(flat).to(batch.device)
+            slots = batch.memo["slots"] = torch.from_numpy(batch.slots(pool.page_size)).to(batch.device)
         heads = query_heads + 2 * pool.kv_heads
         self._device.launch(
             self._rope,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hexgen.worker.batch_inputs import BatchInputs
+from hexgen.worker.batch_inputs import BatchInputs, run_table
 from hexgen.worker.kernels.arithmetic import Int32s, RunShape, Tasks, Tiling, plan_tasks
 
 
@@ -76,13 +76,8 @@ def host_tables(
     group = max(readers.counts)
     long = [run for run in batch.prefills if not is_short(run.length, group)]
     short = [run for run in batch.prefills if is_short(run.length, group)]
-    rows = [(run.row, run.length, run.start) for run in long + short]
-    rows += [(decodes.row + i, 1, at) for i, at in enumerate(decodes.positions)]
-    pages = [run.pages for run in long + short] + list(decodes.pages)
-    begins = np.cumsum([0] + [p.size for p in pages[:-1]]) if pages else np.zeros(0)
-    runs = np.array([(*row, begin) for row, begin in zip(rows, begins, strict=True)], dtype=np.int32).reshape(
-        -1, 4
-    )
+    rows = [*((run.row, run.length, run.start) for run in long + short), *decodes.runs]
+    runs, pages = run_table(rows, [*(run.pages for run in long + short), *decodes.pages])
     shapes = [RunShape(length, start) for _, length, start in rows]
     tasks: list[Tasks | None] = []
     for some, first, shape, slots in (
@@ -90,5 +85,4 @@ def host_tables(
         (shapes[len(long) :], len(long), short_shape, short_slots),
     ):
         tasks.append(plan_tasks(some, shape, readers.counts, window, slots, first) if some else None)
-    flat = np.concatenate(pages).astype(np.int32) if pages else np.zeros(0, dtype=np.int32)
-    return HostTables(runs, flat, tasks[0], tasks[1])
+    return HostTables(runs.astype(np.int32), pages.astype(np.int32), tasks[0], tasks[1])
