@@ -217,7 +217,7 @@ void mlp_half(const Shape& s, const Layer& w, const Step& b, const Scratch& scra
             for (int64_t m = 0; m < at.rows; m++) {
                 float* to = active + (at.row + m) * s.columns + at.first;
                 const float *gates = g + m * at.count, *ups = u + m * at.count;
-                float biased[2][4 * PANEL];
+                float biased[2][GROUP * PANEL];
                 if (bias) {
                     for (int64_t j = 0; j < at.count; j++) {
                         biased[0][j] = gates[j] + to_float(bias[at.first + j]);
