@@ -123,7 +123,7 @@ def test_random_plans_serve_everything(cluster: Cluster, workload: Workload, see
     if made is None:
         return
     requests = requests_of(workload, 60, seed)
-    result = simulate(made, cluster, MODEL, requests)
+    result = simulate(made, cluster, MODEL, requests, compiled=False)
     assert same(result, simulate(made, cluster, MODEL, requests, exact_steps=True))
     assert result.finished + result.rejected == len(requests)
     done = ~np.isnan(result.latency_s)
@@ -146,7 +146,7 @@ def test_the_whole_way_at_once_is_the_way_hop_by_hop(cluster: Cluster, workload:
     if made is None:
         return
     requests = requests_of(workload, 40)
-    expected = simulate(made, cluster, MODEL, requests)
+    expected = simulate(made, cluster, MODEL, requests, compiled=False)
 
     def in_hops(*arguments: object) -> Layout:
         layout = layout_of(*arguments)  # type: ignore[arg-type]
@@ -155,7 +155,7 @@ def test_the_whole_way_at_once_is_the_way_hop_by_hop(cluster: Cluster, workload:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "layout_of", in_hops)
-        found = simulate(made, cluster, MODEL, requests)
+        found = simulate(made, cluster, MODEL, requests, compiled=False)
     assert np.allclose(found.latency_s, expected.latency_s, rtol=1e-9, equal_nan=True)
 
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Protocol
 
 from hexgen.routing import Need, Router, RouteState
-from hexgen.scheduler.simulation.counted import CountedBatcher
 from hexgen.scheduler.simulation.layout import RoutePath
-from hexgen.scheduler.simulation.tokenwise import TokenwiseBatcher
+
+
+class Seen(Protocol):
+    """What the door sees of a route."""
+
+    @property
+    def free_pages(self) -> int: ...
+
+    @property
+    def waiting(self) -> int: ...
 
 
 class FrontDoor:
@@ -19,7 +28,7 @@ class FrontDoor:
     def __init__(
         self,
         paths: Sequence[RoutePath],
-        batchers: Sequence[CountedBatcher | TokenwiseBatcher],
+        batchers: Sequence[Seen],
         most_waiting: int | None,
     ) -> None:
         self.router = Router(

@@ -31,8 +31,8 @@ class StepClock:
     """Seconds of a route's steps on each of its stages."""
 
     def __init__(self, parts: tuple[PartKey, ...]) -> None:
-        self._distinct = tuple(dict.fromkeys(parts))
-        self._place = tuple(self._distinct.index(part) for part in parts)
+        self.distinct = tuple(dict.fromkeys(parts))
+        self.place = tuple(self.distinct.index(part) for part in parts)  # of each stage's
         self._cells: dict[tuple[int, int], tuple[tuple[float, float], ...]] = {}
         self._nothing = [0.0] * len(parts)
 
@@ -41,33 +41,34 @@ class StepClock:
         if step.sequences == 0:
             return self._nothing
         if not step.plain:
-            return self._of(cast(StepLoad, step))
+            return self.of_load(cast(StepLoad, step))
         size, seen = step.sequences, step.attended
-        number = int(seen / (size * CELL_TOKENS))
-        cell = self._cells.get((size, number))
-        if cell is None:
-            cell = self._cells[size, number] = self._line(size, number)
-        return [base + slope * seen for base, slope in cell]
+        return [base + slope * seen for base, slope in self.cell(size, int(seen / (size * CELL_TOKENS)))]
+
+    def cell(self, size: int, number: int) -> tuple[tuple[float, float], ...]:
+        """For each stage: seconds of ``size`` decodes at no position seen, and for each; in that cell."""
+        found = self._cells.get((size, number))
+        if found is None:
+            found = self._cells[size, number] = self._line(size, number)
+        return found
 
     def line(self, size: int, seen: float) -> tuple[tuple[float, float], float]:
         """Of decodes on the route's first stage: seconds at no position seen and for each; and the number of
         positions below which these hold.
         """
         number = int(seen / (size * CELL_TOKENS))
-        cell = self._cells.get((size, number))
-        if cell is None:
-            cell = self._cells[size, number] = self._line(size, number)
-        return cell[0], (number + 1) * size * CELL_TOKENS
+        return self.cell(size, number)[0], (number + 1) * size * CELL_TOKENS
 
     def _line(self, size: int, number: int) -> tuple[tuple[float, float], ...]:
         low, high = number * size * CELL_TOKENS, (number + 1) * size * CELL_TOKENS
-        first, last = (self._of(_decodes(size, seen)) for seen in (low, high))
+        first, last = (self.of_load(_decodes(size, seen)) for seen in (low, high))
         slopes = [(b - a) / (high - low) for a, b in zip(first, last, strict=True)]
         return tuple((a - slope * low, slope) for a, slope in zip(first, slopes, strict=True))
 
-    def _of(self, load: StepLoad) -> list[float]:
-        found = [p.step_s(layers, load, embeds, samples) for p, layers, embeds, samples in self._distinct]
-        return [found[i] for i in self._place]
+    def of_load(self, load: StepLoad) -> list[float]:
+        """As the cost model has it."""
+        found = [p.step_s(layers, load, embeds, samples) for p, layers, embeds, samples in self.distinct]
+        return [found[i] for i in self.place]
 
 
 def _decodes(size: int, seen: float) -> StepLoad:

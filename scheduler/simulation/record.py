@@ -14,7 +14,7 @@ GAP_LEAST_S = 1e-6
 GAP_BINS = 2560
 GAP_LOG_WIDTH = math.log(1.01)
 REFUSED = -2  # instead of a route
-_SAMPLES = 1024  # of occupancy; at twice as many, every other one goes
+SAMPLES = 1024  # of occupancy; at twice as many, every other one goes
 
 
 def gap_bin(seconds: float) -> int:
@@ -119,7 +119,7 @@ class Recorder:
         self.sample_s.append(now_s)
         self.sample_used.append(used)
         self.sample_running.append(running)
-        if len(self.sample_s) >= 2 * _SAMPLES:
+        if len(self.sample_s) >= 2 * SAMPLES:
             del self.sample_s[1::2], self.sample_used[1::2], self.sample_running[1::2]
             self._spacing_s *= 2
         self.next_sample_s = now_s + self._spacing_s

@@ -19,6 +19,7 @@ from hexgen.workload import Slo
 
 if TYPE_CHECKING:
     from hexgen.scheduler.simulation.layout import Layout
+    from hexgen.scheduler.simulation.native import NativeRun
     from hexgen.scheduler.simulation.run import Run
 
 PERCENTILES = (50, 90, 99)
@@ -171,7 +172,9 @@ def _limits(slo: Slo, result: SimulationResult) -> list[tuple[float, Floats]]:
     return [(limit, values) for limit, values in pairs if limit is not None]
 
 
-def result_of(layout: Layout, requests: Requests, recorder: Recorder, run: Run, slo: Slo) -> SimulationResult:
+def result_of(
+    layout: Layout, requests: Requests, recorder: Recorder, run: Run | NativeRun, slo: Slo
+) -> SimulationResult:
     arrival = np.asarray(recorder.arrival_s)
     ttft = np.asarray(recorder.first_s) - arrival
     latency = np.asarray(recorder.finish_s) - arrival
@@ -197,8 +200,8 @@ def result_of(layout: Layout, requests: Requests, recorder: Recorder, run: Run, 
         finished=finished,
         rejected=recorder.rejected,
         unfinished=len(requests) - finished - recorder.rejected,
-        preemptions=sum(batcher.preemptions for batcher in run.batchers),
-        steps=sum(batcher.steps for batcher in run.batchers),
+        preemptions=run.preemptions,
+        steps=run.steps,
         stage_busy={name: min(1.0, busy * each_s) for name, busy in zip(layout.stages, run.busy_s, strict=True)},
         link_busy=tuple(min(1.0, busy * each_s) for busy in run.link_busy_s),
         sample_s=np.asarray(recorder.sample_s),

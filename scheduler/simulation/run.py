@@ -14,6 +14,7 @@ from hexgen.scheduler.simulation.coast import coast
 from hexgen.scheduler.simulation.counted import CountedBatcher
 from hexgen.scheduler.simulation.front import FrontDoor
 from hexgen.scheduler.simulation.layout import Layout, layout_of
+from hexgen.scheduler.simulation.native import native_run
 from hexgen.scheduler.simulation.record import Recorder
 from hexgen.scheduler.simulation.requests import Requests
 from hexgen.scheduler.simulation.result import SimulationResult, result_of
@@ -39,6 +40,7 @@ def simulate(
     concurrency: int | None = None,
     most_waiting: int | None = None,
     exact_steps: bool = False,
+    compiled: bool | None = None,
 ) -> SimulationResult:
     """Serve ``requests`` with ``plan`` on a virtual clock.
 
@@ -46,14 +48,19 @@ def simulate(
     stops; without it, everything is served to its end. ``concurrency``: a closed loop instead of the arrival
     times, so many requests at a time. ``most_waiting``: how many may wait at the door before others are refused
     (without a limit, none is). ``exact_steps``: the engine's own batcher forms every step, token by token; slow,
-    with the same result. Raises ``SpecError`` on impossible figures, ``InfeasibleError`` where
-    the plan does not fit into memory.
+    with the same result. ``compiled``: whether the compiled loop runs it, where there can be one, again with the
+    same result (None: where it is worth its while, `native.py`). Raises ``SpecError`` on impossible figures,
+    ``InfeasibleError`` where the plan does not fit into memory.
     """
     layout = layout_of(plan, cluster, model, cost_table)
     _check(warmup_s, until_s, concurrency, most_waiting)
     recorder = Recorder(requests, len(layout.routes), slo or Slo(), 0, None)
-    run = Run(layout, requests, recorder, concurrency, most_waiting, tokenwise=exact_steps)
-    run.to_end(warmup_s, math.inf if until_s is None else until_s)
+    until_s = math.inf if until_s is None else until_s
+    native = None
+    if not exact_steps:
+        native = native_run(layout, requests, recorder, concurrency, most_waiting, compiled)
+    run = native or Run(layout, requests, recorder, concurrency, most_waiting, tokenwise=exact_steps)
+    run.to_end(warmup_s, until_s)
     return result_of(layout, requests, recorder, run, slo or Slo())
 
 
@@ -106,6 +113,14 @@ class Run:
         self._closed = concurrency  # requests that a closed loop has sent so far
         self._finished_all = 0
         self._end_s = math.inf  # of the part of the run that the loop is in
+
+    @property
+    def preemptions(self) -> int:
+        return sum(batcher.preemptions for batcher in self.batchers)
+
+    @property
+    def steps(self) -> int:
+        return sum(batcher.steps for batcher in self.batchers)
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
