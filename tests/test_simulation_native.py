@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,11 +20,20 @@ from hexgen.errors import InfeasibleError, SpecError
 from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
 from hexgen.scheduler import plan
 from hexgen.scheduler.cost import StageProfile
-from hexgen.scheduler.simulation import SimulationResult, native, native_build, requests_of, run, simulate
+from hexgen.scheduler.simulation import (
+    SimulationResult,
+    largest_rate,
+    native,
+    native_build,
+    rates,
+    requests_of,
+    run,
+    simulate,
+)
 from hexgen.scheduler.simulation.layout import Layout, layout_of
 from hexgen.scheduler.simulation.translate import TranslationError, Translator
 from hexgen.scheduler.traffic import StepLoad
-from hexgen.workload import Lengths, Workload
+from hexgen.workload import Lengths, Slo, Workload
 
 MODEL = tiny_model(layers=4)
 OPTIONS = EngineOptions(token_budget=128, max_sequences=8)
@@ -85,7 +95,7 @@ def planned(cluster: Cluster, options: EngineOptions = OPTIONS) -> Plan | None:
 
 
 @needs_compiler
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(clusters(), WORKLOADS, st.integers(0, 5))
 def test_random_plans_are_served_as_by_the_engine(cluster: Cluster, workload: Workload, seed: int) -> None:
     made = planned(cluster)
@@ -97,7 +107,7 @@ def test_random_plans_are_served_as_by_the_engine(cluster: Cluster, workload: Wo
 
 
 @needs_compiler
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     clusters(),
     WORKLOADS,
@@ -162,6 +172,26 @@ def test_preempted_and_sampled_runs_agree(ran: list[object]) -> None:
     assert found.preemptions > 50
     assert found.ended_s > 21  # 2048 samples of 10 ms
     same(found, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("slo", [Slo(ttft_s=0.05), Slo(tpot_s=0.01), Slo(latency_s=0.4, ttft_s=0.2)])
+def test_the_largest_rate_is_the_same(slo: Slo, monkeypatch: pytest.MonkeyPatch, ran: list[object]) -> None:
+    """Trials that end when too many have missed their limits, in either loop."""
+    made, cluster = shared_stage()
+    requests = requests_of(Workload(Lengths(60, max=200), Lengths(40, max=120), rate=1.0), 200)
+    found = []
+    for compiled in (True, False):
+        asked = (None, None, compiled)
+        monkeypatch.setattr(
+            rates, "native_run", lambda *arguments, asked=asked: run.native_run(*arguments, *asked)
+        )
+        found.append(largest_rate(made, cluster, MODEL, requests, slo, attainment=0.95))
+    assert len(ran) > 5
+    assert found[0] == found[1] > 1
+    past = time.monotonic() - 1
+    monkeypatch.setattr(rates, "native_run", lambda *arguments: run.native_run(*arguments, None, None, True))
+    assert largest_rate(made, cluster, MODEL, requests, slo, deadline=past) == 0.0
 
 
 class _Slower(StageProfile):

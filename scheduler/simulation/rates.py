@@ -11,6 +11,7 @@ from hexgen.errors import SpecError
 from hexgen.model import ModelSpec
 from hexgen.plan import Plan
 from hexgen.scheduler.simulation.layout import Layout, layout_of
+from hexgen.scheduler.simulation.native import native_run
 from hexgen.scheduler.simulation.record import Recorder
 from hexgen.scheduler.simulation.requests import Requests
 from hexgen.scheduler.simulation.result import SimulationResult, result_of
@@ -131,7 +132,7 @@ def _attempts(
     def attempt(rate: float) -> Trial:
         asked = requests.at_rate(rate)
         recorder = Recorder(asked, len(layout.routes), slo, judged_from, allowed)
-        run = Run(layout, asked, recorder)
+        run = native_run(layout, asked, recorder) or Run(layout, asked, recorder)
         if not run.to_end(0.0, math.inf, deadline) and not recorder.hopeless:
             raise _LateError
         return Trial(not recorder.hopeless, recorder.crowd(run.now_s))
@@ -181,7 +182,7 @@ def attainment_curve(
 
 def _point(layout: Layout, requests: Requests, slo: Slo, rate: float) -> AttainmentPoint:
     recorder = Recorder(requests, len(layout.routes), slo, 0, None)
-    run = Run(layout, requests, recorder)
+    run = native_run(layout, requests, recorder) or Run(layout, requests, recorder)
     warm_s = float(requests.arrival_s[int(len(requests) * _WARM_SHARE)])
     run.to_end(warm_s, math.inf)
     result = result_of(layout, requests, recorder, run, slo)
