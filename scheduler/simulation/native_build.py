@@ -57,9 +57,26 @@ def sources() -> dict[str, str]:
     return {**found, "translated.inc": translated}
 
 
-@cache
+_found: dict[bool, ctypes.CDLL | NativeError] = {}  # by `compiling`: what did not work is not tried again
+
+
 def library(compiling: bool = True) -> ctypes.CDLL:
     """Raises ``NativeError``: why not. ``compiling``: False for only what was compiled before."""
+    for known in {True, compiling}:
+        if isinstance(found := _found.get(known), ctypes.CDLL):
+            return found
+    if compiling not in _found:
+        try:
+            _found[compiling] = _made(compiling)
+        except NativeError as error:
+            _found[compiling] = error
+    found = _found[compiling]
+    if isinstance(found, NativeError):
+        raise found
+    return found
+
+
+def _made(compiling: bool) -> ctypes.CDLL:
     compiler = _compiler()
     directory = _private(_directory())
     if directory is None:
