@@ -139,6 +139,20 @@ def test_short_pools_small_budgets_and_other_ways_to_run(
     same(found, expected)
 
 
+@needs_compiler
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.sampled_from([None, 8, 30, 100]), min_size=4, max_size=4), st.sampled_from([20.0, "max"]))
+def test_sliding_windows(windows: list[int | None], rate: float | str) -> None:
+    """Layers that attend to few positions: means over layers are no whole numbers, and their sums are rounded."""
+    made, cluster = shared_stage()
+    model = dataclasses.replace(MODEL, sliding_windows=tuple(windows))
+    requests = requests_of(Workload(Lengths(60, max=240), Lengths(20, max=80), rate=rate), 60)  # type: ignore[arg-type]
+    found = simulate(made, cluster, model, requests, compiled=True)
+    expected = simulate(made, cluster, model, requests, exact_steps=True)
+    assert np.allclose(found.latency_s, expected.latency_s, rtol=1e-9)
+    assert found.steps == expected.steps
+
+
 def shared_stage() -> tuple[Plan, Cluster]:
     """Two routes that meet in a stage."""
     card = device_type("cuda", 50.0, 1.0)

@@ -31,9 +31,9 @@ def native_run(
     asked: bool | None = None,
 ) -> NativeRun | None:
     """A run by the compiled loop; None where there is none, or it is not ``asked`` for (None: where it is there
-    already, or worth compiling). Sliding windows are for Python.
+    already, or worth compiling).
     """
-    if asked is False or layout.windows:
+    if asked is False:
         return None
     try:
         found = library(asked is True or len(requests) >= _WORTH_COMPILING)

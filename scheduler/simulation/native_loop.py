@@ -1,4 +1,4 @@
-"""The compiled loop as Python calls it: what goes to C++ and what comes back (``core/run.cpp``, at its end)."""
+"""The compiled loop as Python calls it: what goes to C++ and what comes back (``core/run.cpp``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from hexgen.errors import EngineError, HexgenError
 from hexgen.scheduler.cost import StageProfile
-from hexgen.scheduler.simulation.layout import Layout, RoutePath, StepClock
+from hexgen.scheduler.simulation.layout import Layout, StepClock
 from hexgen.scheduler.simulation.native_build import cost_code
 from hexgen.scheduler.simulation.record import GAP_BINS, Recorder
 from hexgen.scheduler.simulation.requests import Ints, Requests
@@ -61,7 +61,7 @@ class CompiledLoop:
         clocks = [path.clock for path in layout.routes]
         # C++ calls them as long as the run lives.
         self._cell, self._step = _ASK_CELL(self._asking_cell(clocks)), _ASK_STEP(self._asking_step(clocks))
-        self._tell(layout.routes)
+        self._tell(layout)
 
     def close(self) -> None:
         self._library.run_delete(self._handle)
@@ -98,15 +98,15 @@ class CompiledLoop:
 
     # ---- to C++ ----------------------------------------------------------------------------------------------
 
-    def _tell(self, routes: Iterable[RoutePath]) -> None:
+    def _tell(self, layout: Layout) -> None:
         """Of all routes, and of the profiles that are rooflines."""
         profiles: dict[StageProfile, int] = {}
-        for path in routes:
+        for path in layout.routes:
             for profile, *_ in path.clock.distinct:
                 if profile not in profiles and type(profile) is StageProfile:
                     profiles[profile] = len(profiles)
                     self._library.run_profile(self._handle, _doubles(cost_code().numbers_of(profile)))
-        for path in routes:
+        for path in layout.routes:
             told, clock = path.limits, path.clock
             limits = (told.pages, told.page_size, told.token_budget, told.max_sequences, told.context, told.depth)
             times = [s for leg in path.legs for s in (leg.token_s, leg.delay_s)]
@@ -125,6 +125,8 @@ class CompiledLoop:
                 self._cell,
                 self._step,
             )
+            for window, layers in layout.windows:
+                self._library.run_window(self._handle, _Int(window or 0), _Int(layers))
 
     def _asking_cell(self, clocks: list[StepClock]) -> Callable[[int, int, int, Doubles], int]:
         def ask(route: int, size: int, number: int, out: Doubles) -> int:

@@ -28,6 +28,42 @@ struct Load {  // hexgen.scheduler.traffic.StepLoad
   double prefill_kv_read() const { return value[7]; }
 };
 
+struct Window {  // so many layers attend to so many positions, at most; 0: to all
+  i64 positions, layers;
+};
+
+class Windows {  // step.py's `_windowed` and `_attended`; none at all: every layer attends to all positions
+ public:
+  void add(Window one) {
+    all_.push_back(one);
+    layers_ += one.layers;
+  }
+  // Positions that the token before `end` attends to, layers averaged.
+  double held(i64 end) const {
+    if (all_.empty()) return double(end);
+    i64 sum = 0;
+    for (const Window& w : all_) sum += w.layers * (w.positions == 0 ? end : std::min(end, w.positions));
+    return truediv(double(sum), double(layers_));
+  }
+  // The sum of these over the tokens at [start, end).
+  double attended(i64 start, i64 end) const {
+    if (all_.empty()) return within(start, end, 0);
+    double sum = 0;
+    for (const Window& w : all_) sum += double(w.layers) * within(start, end, w.positions);
+    return sum / double(layers_);
+  }
+
+ private:
+  static double within(i64 start, i64 end, i64 window) {
+    if (window == 0 || end <= window) return double((end - start) * (start + end + 1)) / 2;
+    const i64 growing = std::max<i64>(0, window - start);  // tokens whose whole past is inside the window
+    return double(growing * (start + start + growing + 1)) / 2 + double((end - start - growing) * window);
+  }
+
+  std::vector<Window> all_;
+  i64 layers_ = 0;
+};
+
 struct Step {
   List<Segment> segments;
   i64 tokens = 0;
@@ -101,12 +137,12 @@ class Route {
       tokens += count;
       samples += one.sample;
       if (count == 1) {
-        lone += double(one.end);
+        lone += windows.held(one.end);
       } else {
         ++chunks;
         chunk_tokens += count;
-        seen += truediv(double(count * (one.start + one.end + 1)), 2);
-        read += double(one.end);
+        seen += windows.attended(one.start, one.end);
+        read += windows.held(one.end);
       }
     }
     const i64 sequences = len(step->segments);
@@ -127,6 +163,7 @@ class Route {
   }
 
   Limits limits;
+  Windows windows;
   Table table;
   std::deque<Step*> in_flight;
   i64 steps = 0;
