@@ -24,7 +24,8 @@ static __attribute__((noinline)) void tile(
             const T* row = panels + p * k * PANEL + i * PANEL;
             if (M == 1) __builtin_prefetch(reinterpret_cast<const char*>(row) + AHEAD_BYTES);
             else __builtin_prefetch(ahead + (p * k + i) * pace, 0, 2);
-            const Pair w = load_row(row);
+            Pair w = load_row(row);
+            if (M == 4) in_registers(w);
 #pragma GCC unroll 12
             for (int m = 0; m < M; m++) {
                 sums[m][p][0] += w.low * x[m * ldx + i];
@@ -43,14 +44,17 @@ static __attribute__((noinline)) void tile(
 
 // Panels side by side: enough independent sums to hide an addition's latency, and with one row as many streams as
 // memory answers best.
-constexpr int side_by_side(int rows) { return rows == 1 ? 8 : rows <= 3 ? 2 : 1; }
+template <class T>
+constexpr int side_by_side(int rows) {  // three rows of two panels of bfloat16 would need more registers than AVX2 has
+    return rows == 1 ? 8 : rows == 2 || (rows == 3 && (sizeof(T) == 4 || LANES == 16)) ? 2 : 1;
+}
 constexpr int GROUP = 8;  // panels of one piece of work, at most
 constexpr int TILE_FLOATS = TILE_ROWS * GROUP * PANEL;
 
 template <class T, int M>
 static void tile_of(
     const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int count, const T* ahead, int64_t pace) {
-    constexpr int most = side_by_side(M);
+    constexpr int most = side_by_side<T>(M);
     const int64_t ldo = int64_t(count) * PANEL;
     while (count > 0) {
         int now = count < most ? count : most;
@@ -92,12 +96,13 @@ struct Piece {  // of a result: rows [row, row + rows), outputs [first, first + 
     int64_t row, rows, first, count;
 };
 
-// How many of the rows that are left the next tile takes: as even as can be, but four rows keep the multipliers
-// half busy (eight sums at a latency of four, two a cycle), so five and three are better than four and four.
+// How many of the rows that are left the next tile takes: as even as can be. In float32, five and three are a little
+// better than four and four (85 against 81 GFLOP/s); in bfloat16, much worse (67 against 97).
+template <class T>
 INLINE int64_t next_rows(int64_t left, int64_t blocks) {
     if (left <= 1 || blocks <= 1) return left;
     const int64_t even = (left + blocks - 1) / blocks;
-    return even < TILE_ROWS && (even == 4 || left - even == 4) ? even + 1 : even;
+    return sizeof(T) == 4 && even < TILE_ROWS && (even == 4 || left - even == 4) ? even + 1 : even;
 }
 
 // One piece of work of the loop below: panels [panel, panel + count) for all rows, `emit(Piece, values, stride)`.
@@ -112,7 +117,7 @@ static inline void panels_times(
         const T* here = weight + (panel + done) * k * PANEL;
         const int64_t pace = PANEL / blocks;
         for (int64_t b = 0, row = 0; row < rows; b++) {
-            const int64_t take = next_rows(rows - row, blocks - b);
+            const int64_t take = next_rows<T>(rows - row, blocks - b);
             run_tile<T>(
                 static_cast<int>(take), x + (first + row) * k, k, here, k, out, now,
                 here + now * k * (PANEL + b * pace), pace);

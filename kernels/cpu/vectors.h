@@ -69,6 +69,15 @@ INLINE Pair load_row(const bf16* p) {
     return {reinterpret_cast<Vec>(both << 16), reinterpret_cast<Vec>(both & 0xffff0000u)};
 }
 
+// Keeps the compiler from reading both halves from memory again in each of several multiplications: loads would limit them.
+INLINE void in_registers(Pair& pair) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(pair.low), "+v"(pair.high));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(pair.low), "+w"(pair.high));
+#endif
+}
+
 // Sums of neighbours, those of `a` and of `b` in turn: a0+a1, b0+b1, a2+a3, b2+b3, ...
 INLINE Vec fold(Vec a, Vec b) {
 #if HX_LANES == 16
