@@ -29,9 +29,10 @@ _USUAL = Effort(rounds=30, looks=500, work=1e7)
 _PROOF = Effort(rounds=300, looks=20_000, work=4e9)
 _PACK_ONLY = Effort(rounds=0, looks=0, work=0.0)
 _MANY_DEVICES = 160  # beyond this many, pricing only where time was given for it
-_FOR_LOCAL_SEARCH = 0.3  # of the time that is left, at most; then breeding, then polish; the rest is for the proof
-_FOR_BREEDING = 0.3
-_FOR_POLISH = 0.5
+# Of the time that is left each takes so much at most, one after the other; the rest is for the proof.
+_FOR_LOCAL_SEARCH = 0.15
+_FOR_BREEDING = 0.1
+_FOR_POLISH = 0.3
 _GENES, _MORE_GENES = (20, 20), (100, 300)  # population and generations: usually, and where time was given
 _GENES_DEVICES, _FEW_DEVICES = 24, 8  # the most, one and several a node, unless time was given
 _FEW = 6  # kinds of regions: where there are more, each gets little (`hexgen.scheduler.unlike`)

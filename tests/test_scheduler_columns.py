@@ -18,7 +18,7 @@ from hexgen.model import load_model
 from hexgen.scheduler.best import solver_for
 from hexgen.scheduler.columns import Effort, pack
 from hexgen.scheduler.columns.classes import Classes
-from hexgen.scheduler.columns.knapsack import FIRST, LAST, MIDDLE, Kind, cheapest
+from hexgen.scheduler.columns.knapsack import FIRST, LAST, MIDDLE, Kind, Room, cheapest, have_room
 from hexgen.scheduler.columns.place import typical
 from hexgen.scheduler.columns.pricing import Pricer
 from hexgen.scheduler.columns.small import cheapest_few
@@ -35,26 +35,47 @@ THOROUGH = Effort(rounds=60, looks=5000, work=1e9)
 def drawn_kinds(rng: random.Random) -> list[Kind]:
     kinds: list[Kind] = []
     for node_class in range(rng.randint(1, 3)):
-        count, nodes = rng.randint(1, 3), rng.randint(1, 2)
+        count, nodes = rng.randint(1, 4), rng.randint(1, 2)
         kinds += [
-            Kind(node_class, width, nodes * (count // width), nodes * count) for width in range(1, count + 1)
+            Kind(node_class, width, nodes * (count // width), nodes * count, count)
+            for width in range(1, count + 1)
         ]
     return kinds
 
 
-def by_brute_force(holds: np.ndarray, cost: np.ndarray, kinds: Sequence[Kind], depth: int, layers: int) -> float:
+def fit(widths: Sequence[int], free: tuple[int, ...]) -> bool:
+    """Whether nodes with so many free devices have room for groups so wide, by trying every node for each."""
+    if not widths:
+        return True
+    return any(
+        fit(widths[1:], (*free[:i], room - widths[0], *free[i + 1 :]))
+        for i, room in enumerate(free)
+        if room >= widths[0]
+    )
+
+
+def by_brute_force(
+    holds: np.ndarray, cost: np.ndarray, kinds: Sequence[Kind], depth: int, layers: int
+) -> dict[Room, float]:
     """The least price over every sequence of types."""
-    best = math.inf
+    best: dict[Room, float] = {"devices": math.inf, "nodes": math.inf}
     for types in itertools.product(range(len(kinds)), repeat=depth):
         places = [FIRST, *[MIDDLE] * (depth - 2), LAST]
         held = [holds[place, t] for place, t in zip(places, types, strict=True)]
-        used: dict[int, int] = {}
-        for t in types:
-            used[kinds[t].node_class] = used.get(kinds[t].node_class, 0) + kinds[t].width
-        there = all(types.count(t) <= kinds[t].available for t in types)
-        there = there and all(used[kinds[t].node_class] <= kinds[t].devices for t in types)
-        if there and min(held) > 0 and sum(held) >= layers:
-            best = min(best, float(sum(cost[t] for t in types)))
+        price = float(sum(cost[t] for t in types))
+        if price >= best["nodes"] or min(held) == 0 or sum(held) < layers:
+            continue
+        classes = {kinds[t].node_class: kinds[t] for t in types}
+        widths = {k: [kinds[t].width for t in types if kinds[t].node_class == k] for k in classes}
+        if all(types.count(t) <= kinds[t].available for t in types) and all(
+            sum(widths[k]) <= kind.devices for k, kind in classes.items()
+        ):
+            best["devices"] = min(best["devices"], price)
+            if all(
+                fit(widths[k], (kind.node_devices,) * (kind.devices // kind.node_devices))
+                for k, kind in classes.items()
+            ):
+                best["nodes"] = price
     return best
 
 
@@ -67,17 +88,19 @@ def test_knapsacks_equal_brute_force(seed: int) -> None:
     ends = [[max(0, n - rng.randint(0, 1)) for n in middle] for _ in range(2)]
     holds = np.array([middle, *ends])
     cost = np.array([rng.random() + 0.1 for _ in kinds])
-    expected = by_brute_force(holds, cost, kinds, depth, layers)
-    found = cheapest(holds, cost, kinds, depth, layers, math.inf)
-    assert (math.inf if found is None else found[0]) == pytest.approx(expected)
-    if found is not None:
-        assert len(found[1]) == depth
-        assert sum(cost[t] for t in found[1]) == pytest.approx(expected)
-        assert cheapest(holds, cost, kinds, depth, layers, found[0] * 0.99) is None
+    prices = by_brute_force(holds, cost, kinds, depth, layers)
+    for room, expected in prices.items():
+        found = cheapest(holds, cost, kinds, depth, layers, math.inf, room=room)
+        assert (math.inf if found is None else found[0]) == pytest.approx(expected)
+        if found is not None:
+            assert len(found[1]) == depth
+            assert sum(cost[t] for t in found[1]) == pytest.approx(expected)
+            assert have_room([kinds[t] for t in found[1]]) or room != "nodes"
+            assert cheapest(holds, cost, kinds, depth, layers, found[0] * 0.99, room=room) is None
     if depth <= 3:
-        prices, types = cheapest_few(holds[:, :, None], cost, kinds, depth, layers)
-        assert prices[0] == pytest.approx(expected)
-        assert math.isinf(expected) or sum(cost[t] for t in types[0]) == pytest.approx(expected)
+        few, types = cheapest_few(holds[:, :, None], cost, kinds, depth, layers)
+        assert few[0] == pytest.approx(prices["nodes"])
+        assert math.isinf(few[0]) or sum(cost[t] for t in types[0]) == pytest.approx(few[0])
 
 
 @settings(max_examples=25, deadline=None)

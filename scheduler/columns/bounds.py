@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +48,8 @@ class Bounds:
         self._devices = np.array([classes.devices(pool) for pool in every]).T
         self._crossings = np.array([pool.crossings for pool in every])
         self.usable = self._available > 0  # [types, pools]
-        longer = [classes.longer_hops(pool) for pool in every]
-        self._hop_delay_s, self._hop_token_s = (np.array([hop[i] for hop in longer]).T for i in range(2))
+        self._longer = _by_pool([classes.longer_hops(pool) for pool in every])
+        self._entries = _by_pool([classes.entries(pool) for pool in every])
         self.work = 0.0
 
     def anywhere(self, depth: int, load: Load, cycles: Cycles, cost: Floats, floor: float) -> float:
@@ -97,9 +98,12 @@ class Bounds:
         inside = np.flatnonzero(shortest <= spots.cycles.end)
         if len(inside) == 0:
             return ratios
-        hop_s = np.where(self.usable, self._hop_delay_s + load.tokens * self._hop_token_s, 0.0)
-        # The first stage and those behind a crossing are not reached by such a hop.
-        free_s = (1 + self._crossings) * hop_s.max(axis=0)
+        hop_s, entry_s = (
+            np.where(self.usable, delay_s + load.tokens * token_s, 0.0)
+            for delay_s, token_s in (self._longer, self._entries)
+        )
+        # The first stage's node and those behind a crossing are not entered by such a hop.
+        free_s = (1 + self._crossings) * entry_s.max(axis=0)
         self.work += len(cost) * len(inside) * (_THOROUGH if thorough else 1)
         cycles, pool, value = spots.cycles.only(inside), spots.pool[inside], load.value / shortest[inside]
         knapsacks = Knapsacks(
@@ -118,3 +122,8 @@ class Bounds:
         )
         ratios[inside] = value / least_price(knapsacks, thorough=thorough)
         return ratios
+
+
+def _by_pool(hops: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Delays and seconds a token: [types, pools] each."""
+    return np.array([hop[0] for hop in hops]).T, np.array([hop[1] for hop in hops]).T

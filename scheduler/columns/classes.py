@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hexgen.cluster import Link
-from hexgen.scheduler.columns.knapsack import Kind
+from hexgen.scheduler.columns.knapsack import Kind, halves
 from hexgen.scheduler.columns.pools import Links, Pool, area_sets, crossing, joint_crossing, least_of, needs_joint
 from hexgen.scheduler.cost import CostModel, GroupShape, StageProfile
 from hexgen.scheduler.groups import Topology
@@ -73,23 +73,40 @@ class Classes:
         self._beside = self._between_nodes()
         self.pools: tuple[Pool, ...] = self._pools()
         self.everything = least_of(self.pools)
-        self.member = np.zeros((len(self.nodes), len(self.types)))  # devices a group takes: [classes, types]
+        # What a group takes: devices of each class, then halves of nodes where they say more: [rooms, types].
+        halved = [k for k, node in enumerate(self.nodes) if node.count > 2]
+        self.member = np.zeros((len(self.nodes) + len(halved), len(self.types)))
         for i, group in enumerate(self.types):
             self.member[group.node_class, i] = group.width
-        hops = [self._hop(group) for group in self.types]
-        self.hop_delay_s = np.array([hop[0] for hop in hops])  # [types]: of any hop to such a group, at least
-        self.hop_token_s = np.array([hop[1] for hop in hops])
+            if group.node_class in halved:
+                row = len(self.nodes) + halved.index(group.node_class)
+                self.member[row, i] = halves(group.width, self.nodes[group.node_class].count)
+        entries = [self._entry(group) for group in self.types]
+        self._entry_delay_s = np.array([hop[0] for hop in entries])
+        self._entry_token_s = np.array([hop[1] for hop in entries])
+        # Each node that a pipeline uses is entered once at least: a group's share of it.
+        counts = [self.nodes[group.node_class].count for group in self.types]
+        widths = [group.width for group in self.types]
+        self._entered = np.array([1.0 if 2 * w > n else w / n for w, n in zip(widths, counts, strict=True)])
         self._devices: dict[Pool, Floats] = {}
 
     def longer_hops(self, pool: Pool) -> tuple[Floats, Floats]:
-        """By how much a hop to a group of each type takes longer than the pool's shortest: delay and s/token."""
+        """By how much a hop to a group of each type takes longer than the pool's shortest: delay and s/token.
+
+        As a share of what entering its node takes longer (`entries`): the node's other groups bear the rest.
+        """
+        delay_s, token_s = self.entries(pool)
+        return delay_s * self._entered, token_s * self._entered
+
+    def entries(self, pool: Pool) -> tuple[Floats, Floats]:
+        """By how much a hop from another node to a group of each type takes longer, at least."""
         return (
-            np.maximum(self.hop_delay_s - pool.hop_delay_s, 0.0),
-            np.maximum(self.hop_token_s - pool.hop_token_s, 0.0),
+            np.maximum(self._entry_delay_s - pool.hop_delay_s, 0.0),
+            np.maximum(self._entry_token_s - pool.hop_token_s, 0.0),
         )
 
     def devices(self, pool: Pool) -> Floats:
-        """Devices of each class in the pool; at least one, so that they can be divided by: [classes]."""
+        """What the pool has of each row of ``member``; at least one, so that it can be divided by: [rooms]."""
         found = self._devices.get(pool)
         if found is None:
             most = (self.member * np.array(pool.available)).max(axis=1)
@@ -100,7 +117,13 @@ class Classes:
         """The pool as the exact knapsack sees it."""
         devices = self.devices(pool)
         return [
-            Kind(group.node_class, group.width, available, int(devices[group.node_class]))
+            Kind(
+                group.node_class,
+                group.width,
+                available,
+                int(devices[group.node_class]),
+                self.nodes[group.node_class].count,
+            )
             for group, available in zip(self.types, pool.available, strict=True)
         ]
 
@@ -166,16 +189,12 @@ class Classes:
             first.setdefault(area, place)
         return found
 
-    def _hop(self, group: GroupType) -> tuple[float, float]:
-        """A group with its node to itself is reached from another node: least delay and seconds a token."""
-        node = self.nodes[group.node_class]
-        areas = {self.topology.areas[place] for place in node.places}
+    def _entry(self, group: GroupType) -> tuple[float, float]:
+        """Least delay and seconds a token of a hop from another node of its area to such a group."""
+        areas = {self.topology.areas[place] for place in self.nodes[group.node_class].places}
         if not areas <= self._beside.keys():
             return 0.0, 0.0  # alone in its area: reached by a crossing only
-        links = [self._beside[area] for area in areas]
-        if node.count >= 2 * group.width:
-            links.append(self.topology.nodes[node.places[0]].link)
-        hops = [self.links.least(link) for link in links]
+        hops = [self.links.least(self._beside[area]) for area in areas]
         return min(hop.delay_s for hop in hops), min(hop.token_s for hop in hops)
 
     def _available(self, places: Sequence[int]) -> tuple[int, ...]:

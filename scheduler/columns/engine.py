@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hexgen.scheduler.columns.classes import Classes
-from hexgen.scheduler.columns.master import Column, Relaxed, choose, relax
+from hexgen.scheduler.columns.master import Column, Relaxed, SolverError, choose, relax
 from hexgen.scheduler.columns.place import place, typical
 from hexgen.scheduler.columns.pricing import Priced, Pricer
 from hexgen.scheduler.deadline import part_until, passed, seconds_left
@@ -140,7 +140,10 @@ def pack(solver: RouteSolver, effort: Effort, note: Note | None = None, *, whole
         for pipeline in found:
             columns.priced(pipeline)
     proven = bound if _complete(classes, solver) else math.inf
-    packing = _packing(classes, columns.all, solver, nodes, effort) if whole else None
+    try:
+        packing = _packing(classes, columns.all, solver, nodes, effort) if whole else None
+    except SolverError:  # no choice in the time that was left takes nothing from what was proven
+        packing = None
     return Packed(packing, proven, done)
 
 

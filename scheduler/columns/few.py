@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from hexgen.scheduler.columns.classes import Classes
 from hexgen.scheduler.columns.cycles import fine
-from hexgen.scheduler.columns.loads import Load, layers_within
+from hexgen.scheduler.columns.loads import Load, layers_within_each
 from hexgen.scheduler.deadline import passed
 
 Floats = npt.NDArray[np.float64]
@@ -111,17 +111,22 @@ class Few:
         counts = np.zeros((len(types), len(classes.types)), dtype=np.int16)
         for j in range(depth):
             counts[np.arange(len(types)), types[:, j]] += 1
-        devices = counts @ classes.member.T.astype(np.int16)
+        takes = counts @ classes.member.T.astype(np.int16)
         pool = np.full(len(types), len(classes.pools))
         delay, token, link = (np.full(len(types), np.inf) for _ in range(3))
         for number, there in enumerate(classes.pools):
-            holds = (counts <= np.array(there.available)).all(axis=1) & (devices <= classes.devices(there)).all(
+            holds = (counts <= np.array(there.available)).all(axis=1) & (takes <= classes.devices(there)).all(
                 axis=1
             )
             pool[holds & (pool == len(classes.pools))] = number
             fixed = there.travel_s(depth, 0.0)
-            # The first stage and those behind a crossing are not reached by a hop of their area.
-            more = [_but_largest(hop_s[types[holds]], 1 + there.crossings) for hop_s in classes.longer_hops(there)]
+            # The first stage's node and those behind a crossing are not entered by a hop of their area.
+            more = [
+                np.maximum(
+                    0.0, hop_s[types[holds]].sum(axis=1) - _largest(entry_s[types[holds]], 1 + there.crossings)
+                )
+                for hop_s, entry_s in zip(classes.longer_hops(there), classes.entries(there), strict=True)
+            ]
             delay[holds] = np.minimum(delay[holds], fixed + more[0])
             token[holds] = np.minimum(token[holds], there.travel_s(depth, 1.0) - fixed + more[1])
             link[holds] = np.minimum(link[holds], there.link_s(depth, 1.0))
@@ -148,7 +153,7 @@ class Few:
             types = np.take_along_axis(types, load.slope_s[types].argsort(axis=1, kind="stable"), axis=1)
         travel = listed.delay_s[rows] + load.tokens * listed.token_s[rows]
         middle, first, last = (
-            layers_within(row, cycles.held).astype(np.int64) for row in (load.middle, load.first, load.last)
+            layers_within_each(row, cycles.held) for row in (load.middle, load.first, load.last)
         )
         at_first = np.where(first > 0, middle - first, _NEVER)
         at_last = np.where(last > 0, middle - last, _NEVER)
@@ -183,9 +188,9 @@ def _deepest(types: int, layers: int) -> int:
     return depth
 
 
-def _but_largest(values: Floats, number: int) -> Floats:
-    """Sums of rows without their so many largest."""
-    found: Floats = np.sort(values, axis=1)[:, : max(0, values.shape[1] - number)].sum(axis=1)
+def _largest(values: Floats, number: int) -> Floats:
+    """Sums of the so many largest of each row."""
+    found: Floats = -np.sort(-values, axis=1)[:, :number].sum(axis=1)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,21 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+Room = Literal["devices", "nodes"]
+ROOMS: tuple[Room, ...] = ("devices", "nodes")
+
 MIDDLE, FIRST, LAST = 0, 1, 2
 _COUNTED = 48  # devices of a class: of more than these, widths are not weighed against each other
+_HALVES = 24  # of a class's nodes, likewise
+
+
+def halves(width: int, node_devices: int) -> int:
+    """Halves of a node that a group takes: there is room for one that is wider than half of it, or two as wide.
+
+    Narrower ones take none: with the devices this says all for nodes of up to four, and less than all for larger
+    ones (a dual feasible function: Fekete and Schepers, Mathematical Programming 91, 2001).
+    """
+    return (2 * width > node_devices) + (2 * width >= node_devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +37,16 @@ class Kind:
     width: int
     available: int
     devices: int  # of the class, in the pool
+    node_devices: int  # of one node
+
+    @property
+    def halves(self) -> int:
+        return halves(self.width, self.node_devices)
+
+    @property
+    def node_halves(self) -> int:
+        """Of the class's nodes in the pool."""
+        return 2 * (self.devices // self.node_devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,42 +58,81 @@ class _Option:
     copies: int
     layers: int
     price: float
+    halves: int
     devices: int
 
 
 _Item = tuple[_Option, ...]  # at most one of these is taken
 
 
+def have_room(groups: Sequence[Kind]) -> bool:
+    """Whether each class has the devices and the halves of nodes that these groups take."""
+    used: dict[int, tuple[int, int]] = {}
+    for kind in groups:
+        devices, halves = used.get(kind.node_class, (0, 0))
+        used[kind.node_class] = devices + kind.width, halves + kind.halves
+        if devices + kind.width > kind.devices or halves + kind.halves > kind.node_halves:
+            return False
+    return True
+
+
 def cheapest(
-    holds: Ints, cost: Floats, kinds: Sequence[Kind], depth: int, layers: int, most: float
+    holds: Ints,
+    cost: Floats,
+    kinds: Sequence[Kind],
+    depth: int,
+    layers: int,
+    most: float,
+    *,
+    room: Room = "nodes",
 ) -> tuple[float, tuple[int, ...]] | None:
     """The least price, at most ``most``, and the types used; None where nothing holds the layers at that price.
 
     ``holds``: layers that a group of each type holds in the middle, as the first, as the last stage: [3, types].
+    ``room``: that groups must find: nodes with room, as far as `Kind.halves` tells; or, quicker, a class's
+    devices as one heap.
     Dynamic programming over (has a first stage, has a last, groups, layers), class by class, within a class also
-    over devices used; multiplicities as bundles of 1, 2, 4, ... groups, of which some may stand at an end.
+    over halves of nodes and devices used; multiplicities as bundles of 1, 2, 4, ... groups, of which some may
+    stand at an end.
     """
-    table = np.full((2, 2, depth + 1, layers + 1, 1), np.inf)
-    table[0, 0, 0, 0, 0] = 0.0
-    history: list[tuple[Floats, _Item | None]] = []  # before each step; None: a class is done
+    table = np.full((2, 2, depth + 1, layers + 1, 1, 1), np.inf)
+    table[0, 0, 0, 0, 0, 0] = 0.0
+    history: list[tuple[Floats, _Item | None]] = []  # before each step; None: what is used counts no more
     for members in _by_class(kinds):
         items = [item for i in members for item in _items(i, holds[:, i], float(cost[i]), kinds[i], depth, most)]
         if not items:
             continue
-        devices = kinds[members[0]].devices
-        if len(members) > 1 and devices <= _COUNTED:
-            wide = np.full((*table.shape[:-1], devices + 1), np.inf)
-            wide[..., 0] = table[..., 0]
-            table = wide
-        for item in items:
-            history.append((table, item))
-            table = _with(table, item, layers)
+        table = _counting(table, [kinds[i] for i in members], room)
+        table = _taking([item for item in items if item[0].halves], table, layers, history)
+        if table.shape[-2] > 1:  # narrower groups take no halves of nodes
+            history.append((table, None))
+            table = table.min(axis=-2, keepdims=True)
+        table = _taking([item for item in items if not item[0].halves], table, layers, history)
         history.append((table, None))
         table = table.min(axis=-1, keepdims=True)
-    price = float(table[1, 1, depth, layers, 0])
+    price = float(table[1, 1, depth, layers, 0, 0])
     if not np.isfinite(price) or price > most:
         return None
     return price, _trace(history, price, depth, layers)
+
+
+def _taking(
+    items: Sequence[_Item], table: Floats, layers: int, history: list[tuple[Floats, _Item | None]]
+) -> Floats:
+    for item in items:
+        history.append((table, item))
+        table = _with(table, item, layers)
+    return table
+
+
+def _counting(table: Floats, members: Sequence[Kind], room: Room) -> Floats:
+    """The table with room to count one class's nodes' halves and devices, of which none is used yet."""
+    halves, devices = members[0].node_halves, members[0].devices
+    several = len(members) > 1 and devices <= _COUNTED
+    shape = (halves + 1 if room == "nodes" and several and halves <= _HALVES else 1, devices + 1 if several else 1)
+    found = np.full((*table.shape[:-2], *shape), np.inf)
+    found[..., 0, 0] = table[..., 0, 0]
+    return found
 
 
 def _by_class(kinds: Sequence[Kind]) -> list[list[int]]:
@@ -89,14 +152,15 @@ def _items(index: int, holds: Ints, price: float, kind: Kind, depth: int, most: 
     for i in range(ends):
         # Of two copies one may be the first stage and one the last: telling them apart would only repeat.
         allowed = places if ends == 1 else places[:2] if i == 0 else [places[0], places[2]]
-        item = tuple(_Option(index, place, 1, n, price, kind.width) for place, n in allowed if n > 0)
+        item = tuple(_Option(index, place, 1, n, price, kind.halves, kind.width) for place, n in allowed if n > 0)
         if item:
             items.append(item)
     left, bundle = min(kind.available - ends, depth - 2), 1
     while places[0][1] > 0 and left > 0:
         copies = min(bundle, left)
         held = places[0][1] * copies
-        items.append((_Option(index, MIDDLE, copies, held, price * copies, kind.width * copies),))
+        taken = (kind.halves * copies, kind.width * copies)
+        items.append((_Option(index, MIDDLE, copies, held, price * copies, *taken),))
         left -= copies
         bundle *= 2
     return items
@@ -105,7 +169,6 @@ def _items(index: int, holds: Ints, price: float, kind: Kind, depth: int, most: 
 def _with(table: Floats, item: _Item, layers: int) -> Floats:
     """The table when one of the item's options may also be taken: more layers than all are all."""
     result = table.copy()
-    counted = table.shape[-1] > 1
     for option in item:
         source, target = table, result
         if option.place == FIRST:
@@ -113,13 +176,11 @@ def _with(table: Floats, item: _Item, layers: int) -> Floats:
         elif option.place == LAST:
             source, target = table[:, :1], result[:, 1:]
         rest = table.shape[2] - option.copies
-        if counted:
-            room = table.shape[-1] - option.devices
-            if room <= 0:
-                continue
-            source, target = source[..., :room], target[..., option.devices :]
-        if rest <= 0:
+        halves, devices = _used(table, option)
+        left = table.shape[-2] - halves, table.shape[-1] - devices
+        if rest <= 0 or min(left) <= 0:
             continue
+        source, target = source[..., : left[0], : left[1]], target[..., halves:, devices:]
         held = min(option.layers, layers)
         moved = source[:, :, :rest] + option.price
         if held < layers:
@@ -130,38 +191,46 @@ def _with(table: Floats, item: _Item, layers: int) -> Floats:
     return result
 
 
+def _used(table: Floats, option: _Option) -> tuple[int, int]:
+    """Halves of nodes and devices that the option takes, where the table counts them."""
+    return option.halves * (table.shape[-2] > 1), option.devices * (table.shape[-1] > 1)
+
+
 def _trace(
     history: Sequence[tuple[Floats, _Item | None]], value: float, depth: int, layers: int
 ) -> tuple[int, ...]:
     """The options behind the table's last corner."""
-    first, last, groups, held, used = 1, 1, depth, layers, 0
+    first, last, groups, held, used = 1, 1, depth, layers, (0, 0)
     types: list[int] = []
     for before, item in reversed(history):
+        here = before[first, last, groups, held]
         if item is None:
-            used = int(before[first, last, groups, held].argmin())
+            if here.shape[0] > 1:
+                used = int(here[:, used[1]].argmin()), used[1]
+            else:
+                used = 0, int(here[0].argmin())
             continue
-        if before[first, last, groups, held, used] <= value:
+        if here[used] <= value:
             continue
-        counted = before.shape[-1] > 1
-        best: tuple[float, _Option, int] | None = None
+        best: tuple[float, _Option, int, tuple[int, int]] | None = None
         for option in item:
             a, b = first - (option.place == FIRST), last - (option.place == LAST)
-            devices = used - option.devices if counted else 0
-            if a < 0 or b < 0 or groups < option.copies or devices < 0:
+            taken = _used(before, option)
+            was = used[0] - taken[0], used[1] - taken[1]
+            if min(a, b, *was) < 0 or groups < option.copies:
                 continue
-            row = before[a, b, groups - option.copies, :, devices]
+            row = before[a, b, groups - option.copies, :, *was]
             at = held - option.layers
             if held == layers:
                 start = max(0, at)
                 at = start + int(row[start:].argmin())
             if at >= 0 and (best is None or row[at] + option.price < best[0]):
-                best = (float(row[at]) + option.price, option, at)
+                best = (float(row[at]) + option.price, option, at, was)
         if best is None:
             break
-        _, option, held = best
+        _, option, held, used = best
         first, last = first - (option.place == FIRST), last - (option.place == LAST)
         groups -= option.copies
-        used = used - option.devices if counted else 0
-        value = float(before[first, last, groups, held, used])
+        value = float(before[first, last, groups, held, *used])
         types.extend([option.kind] * option.copies)
     return tuple(types)

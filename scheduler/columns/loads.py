@@ -11,9 +11,12 @@ import numpy.typing as npt
 from hexgen.scheduler.columns.classes import Classes
 from hexgen.scheduler.cost import StageProfile, end_index
 from hexgen.scheduler.layers import tokens_for
+from hexgen.scheduler.times import MixTimes
 from hexgen.scheduler.traffic import Mix, Traffic, best_mix, mix_of
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+_NO_LESS = 1 + 1e-12  # times a cycle: rounding takes no layer
 _LINEAR = 1e-9  # relative: second differences below it are rounding
 
 
@@ -86,7 +89,10 @@ def _rows(profile: StageProfile, mix: Mix, tokens: int, layers: int) -> tuple[Fl
         found = np.full(layers + 1, np.inf)
         fits = min(layers, profile.max_layers(tokens, embeds, samples))
         end = end_index(embeds, samples)
-        found[1 : fits + 1] = [times.busy_s(n, end) for n in range(1, fits + 1)]
+        if isinstance(times, MixTimes):
+            found[1 : fits + 1] = times.fixed_s[end] + np.arange(1, fits + 1) * times.layer_s
+        else:
+            found[1 : fits + 1] = [times.busy_s(n, end) for n in range(1, fits + 1)]
         return found
 
     whole = profile.max_layers(tokens, True, True) >= layers
@@ -107,5 +113,16 @@ def _slopes(middle: Floats) -> Floats | None:
 
 def layers_within(seconds: Floats, cycles: Floats) -> Floats:
     """The most layers of each type whose step takes at most each of ``cycles`` seconds: [types, cycles]."""
-    counts = [np.searchsorted(row[1:], cycles * (1 + 1e-12), side="right") for row in seconds]
+    counts = [np.searchsorted(row[1:], cycles * _NO_LESS, side="right") for row in seconds]
     return np.array(counts, dtype=np.float64)
+
+
+def layers_within_each(seconds: Floats, cycles: Floats) -> Ints:
+    """The same for cycles in ascending order: [types, cycles]."""
+    # Where each row's seconds stand among the cycles says the same with few searches.
+    places = np.searchsorted(cycles * _NO_LESS, seconds[:, 1:], side="left")
+    every = len(cycles) + 1
+    row = np.arange(len(seconds))[:, None] * every
+    counts = np.bincount((row + places).ravel(), minlength=len(seconds) * every).reshape(len(seconds), every)
+    found: Ints = counts[:, :-1].cumsum(axis=1)
+    return found

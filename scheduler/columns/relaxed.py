@@ -38,8 +38,8 @@ class Knapsacks:
     first_s: Floats  # [types, spots]: busy seconds of one layer, and of the hop to the group
     slope_s: Floats | None  # [types]: of each further one; None where times are not linear
     spare_s: Floats  # [spots]: of the round trip, for busy seconds
-    member: Floats  # [classes, types]: devices that a group takes of each class
-    devices: Floats  # [classes, spots]
+    member: Floats  # [rooms, types]: what a group takes of each class's devices, and of its nodes' halves
+    devices: Floats  # [rooms, spots]: what there is of them
     target: Floats  # [spots]: a bound above this price is high enough
 
     def only(self, rows: Rows) -> Knapsacks:
@@ -157,7 +157,7 @@ class _Lines:
 
 
 def _climbed(k: Knapsacks, counts: Floats, mu: Floats, nu: Floats) -> Floats:
-    """Subgradient steps (Polyak's, towards ``target``) on the multipliers and one for each class's devices."""
+    """Subgradient steps (Polyak's, towards ``target``) on the multipliers and one for each class's room."""
     theta = np.zeros_like(k.devices)
     best = np.full(len(mu), -np.inf)
     slope, usable = k.slope_s, counts > 0

@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement
 import numpy as np
 import numpy.typing as npt
 
-from hexgen.scheduler.columns.knapsack import FIRST, LAST, MIDDLE, Kind
+from hexgen.scheduler.columns.knapsack import FIRST, LAST, MIDDLE, Kind, have_room
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -65,9 +65,4 @@ def _held(types: tuple[int, ...], holds: Ints, ends: Ints) -> Ints:
 
 
 def _there(types: tuple[int, ...], kinds: Sequence[Kind]) -> bool:
-    used: dict[int, int] = {}
-    for t in types:
-        used[kinds[t].node_class] = used.get(kinds[t].node_class, 0) + kinds[t].width
-        if types.count(t) > kinds[t].available or used[kinds[t].node_class] > kinds[t].devices:
-            return False
-    return True
+    return all(types.count(t) <= kinds[t].available for t in types) and have_room([kinds[t] for t in types])

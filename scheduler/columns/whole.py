@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hexgen.scheduler.columns.cycles import Cycles
-from hexgen.scheduler.columns.knapsack import Kind, cheapest
+from hexgen.scheduler.columns.knapsack import ROOMS, Kind, cheapest, have_room
 from hexgen.scheduler.columns.loads import Load, layers_within
 from hexgen.scheduler.columns.small import MOST_STAGES, cheapest_few
 
@@ -90,7 +90,10 @@ def best_whole(
         unsolved.remove(i)
         solved += 1
         most = float(value[i]) / floor
-        found = cheapest(holds[:, :, i], cost, kinds, depth, layers, most)
+        for room in ROOMS:  # the quicker, if it tells
+            found = cheapest(holds[:, :, i], cost, kinds, depth, layers, most, room=room)
+            if found is None or have_room([kinds[t] for t in found[1]]):
+                break
         price = most if found is None else found[0]
         ratio = float(np.minimum(bounds, value / price)[first == i].max())
         if found is not None and ratio > floor:
