@@ -49,6 +49,7 @@ class FrontDoor:
         self._all = self.router.up
         self._longest = self.router.max_context
         self._stuck = False  # the queue's first found every route full, and none has got room since
+        self._needs: dict[int, Need] = {}  # by prompt tokens: there are few, and they are asked for often
         self.queue: deque[tuple[int, Need]] = deque()
 
     def refuses(self, prompt_tokens: int) -> bool:
@@ -58,7 +59,7 @@ class FrontDoor:
         return prompt_tokens >= self._longest
 
     def place(self, request: int, prompt_tokens: int) -> None:
-        self.queue.append((request, Need(prompt_tokens)))
+        self.queue.append((request, self._need(prompt_tokens)))
 
     def next(self) -> tuple[int, int] | None:
         """The next request that leaves the queue, and its route; None where nobody waiting has room."""
@@ -86,7 +87,13 @@ class FrontDoor:
         """A sequence's first token came: its prompt's pages are in the route's own count by now."""
         self._stuck = False
         state = self._states[route]
-        state.starting_pages -= state.pages(Need(prompt_tokens))
+        state.starting_pages -= state.pages(self._need(prompt_tokens))
+
+    def _need(self, prompt_tokens: int) -> Need:
+        found = self._needs.get(prompt_tokens)
+        if found is None:
+            found = self._needs[prompt_tokens] = Need(prompt_tokens)
+        return found
 
     def ended(self, route: int) -> None:
         self._stuck = False

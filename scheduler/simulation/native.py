@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from ctypes import CDLL
+from ctypes import CDLL, Array, c_int64
 
 from hexgen.scheduler.simulation.front import FrontDoor
-from hexgen.scheduler.simulation.layout import Layout, RoutePath
+from hexgen.scheduler.simulation.layout import Layout
 from hexgen.scheduler.simulation.native_build import NativeError, library
 from hexgen.scheduler.simulation.native_loop import BEGAN, CHANGED, OVER, CompiledLoop
 from hexgen.scheduler.simulation.record import Recorder
@@ -43,13 +43,21 @@ def native_run(
 
 
 class _Route:
-    """What the front door sees of a route."""
+    """What the front door sees of a route: `CompiledLoop.shown`."""
 
-    __slots__ = ("free_pages", "waiting")
+    __slots__ = ("_place", "_shown")
 
-    def __init__(self, path: RoutePath) -> None:
-        self.free_pages = path.limits.pages
-        self.waiting = 0
+    def __init__(self, number: int, shown: Array[c_int64]) -> None:
+        self._place = 1 + 2 * number
+        self._shown = shown
+
+    @property
+    def free_pages(self) -> int:
+        return self._shown[self._place]
+
+    @property
+    def waiting(self) -> int:
+        return self._shown[self._place + 1]
 
 
 class NativeRun:
@@ -75,24 +83,24 @@ class NativeRun:
         self._requests = requests
         self._closed = concurrency
         self._arrived = 0
-        self._seen = [_Route(path) for path in layout.routes]
-        self._front = FrontDoor(layout.routes, self._seen, most_waiting)
+        self._most_waiting = most_waiting
         self._prompts: list[int] = requests.prompt_tokens.tolist()
 
     def to_end(self, warmup_s: float, until_s: float, deadline: float | None = None) -> bool:
         """As `run.Run.to_end`. That too many have missed is seen where a request arrives, or while some wait."""
         loop = CompiledLoop(self._library, self._layout, self._requests, warmup_s, until_s)
+        seen = [_Route(number, loop.shown) for number in range(len(self._layout.routes))]
         try:
-            if not self._turns(loop, deadline):
+            if not self._turns(loop, FrontDoor(self._layout.routes, seen, self._most_waiting), deadline):
                 return False
             self._read(loop, until_s)
         finally:
             loop.close()
         return True
 
-    def _turns(self, loop: CompiledLoop, deadline: float | None) -> bool:
+    def _turns(self, loop: CompiledLoop, front: FrontDoor, deadline: float | None) -> bool:
         """False where the deadline came first."""
-        recorder, front, closed = self._recorder, self._front, self._closed is not None
+        recorder, closed = self._recorder, self._closed is not None
         arrivals = recorder.arrival_s
         count, turns = len(arrivals), 0
         if self._closed is not None:
@@ -104,37 +112,37 @@ class NativeRun:
                     return False
             arriving = arrivals[self._arrived] if self._arrived < count else math.inf
             outcome = loop.advance(arriving, closed or bool(front.queue))
-            self._hear(loop)
+            if loop.shown[0]:
+                self._hear(loop, front)
             if outcome == CHANGED:
                 if self._judging:
                     recorder.look(loop.now_s())
-                self._admit(loop)
+                self._admit(loop, front)
             elif outcome == OVER or arriving == math.inf or not loop.clock(arriving):
                 break
             else:
-                self._arrive(loop, arriving)
+                self._arrive(loop, front, arriving)
         return True
 
-    def _arrive(self, loop: CompiledLoop, now_s: float) -> None:
+    def _arrive(self, loop: CompiledLoop, front: FrontDoor, now_s: float) -> None:
         request = self._arrived
         self._arrived += 1
         if self._judging:
             self._recorder.look(now_s)
         prompt = self._prompts[request]
-        if self._front.refuses(prompt):
+        if front.refuses(prompt):
             self._recorder.refuse(request)
             self._next_of_loop(now_s)
             return
-        self._front.place(request, prompt)
-        self._admit(loop)
+        front.place(request, prompt)
+        self._admit(loop, front)
 
-    def _admit(self, loop: CompiledLoop) -> None:
+    def _admit(self, loop: CompiledLoop, front: FrontDoor) -> None:
         """From the door to the routes, as long as one has room."""
-        while (found := self._front.next()) is not None:
+        while front.queue and (found := front.next()) is not None:
             request, route = found
             self._recorder.route[request] = route
             loop.add(route, request)
-            self._look(loop)
 
     def _next_of_loop(self, now_s: float) -> None:
         arrivals = self._recorder.arrival_s
@@ -142,16 +150,9 @@ class NativeRun:
             arrivals[self._closed] = now_s
             self._closed += 1
 
-    def _look(self, loop: CompiledLoop) -> None:
-        values = iter(loop.shown[1:])
-        for route in self._seen:
-            route.free_pages = next(values)
-            route.waiting = next(values)
-
-    def _hear(self, loop: CompiledLoop) -> None:
+    def _hear(self, loop: CompiledLoop, front: FrontDoor) -> None:
         """The door hears of who has begun or ended, and so does who judges."""
-        self._look(loop)
-        front, recorder, prompts = self._front, self._recorder, self._prompts
+        recorder, prompts = self._recorder, self._prompts
         for kind, route, request in loop.changes():
             if kind == BEGAN:
                 front.started(route, prompts[request])

@@ -40,7 +40,9 @@ class CompiledLoop:
         self.finish_s = np.full(count, math.nan)
         self.delivered: Ints = np.zeros(count, dtype=np.int64)
         # The number of changes; then free pages and how many wait, of each route.
-        self.shown = (_Int * (1 + 2 * len(layout.routes)))()
+        self.shown = (_Int * (1 + 2 * len(layout.routes)))(
+            0, *(n for p in layout.routes for n in (p.limits.pages, 0))
+        )
         self._library = library
         self._layout = layout
         self._error: HexgenError | None = None
