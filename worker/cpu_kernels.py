@@ -166,6 +166,7 @@ class CpuStage:
                 setattr(structure, name, None if tensor is None else tensor.data_ptr())
             structure.window = model.window(i) or 0
         self._scratch = torch.empty(0, dtype=torch.float32)
+        self._logits = torch.empty(0, dtype=torch.float32)  # reused, as the scratch memory is
 
     def forward(self, hidden: torch.Tensor, step: StepContext, pool: KVPool, layers: Layers) -> None:
         """``hidden`` ``[tokens, hidden]``, contiguous, is replaced in place by the output of layers
@@ -208,10 +209,12 @@ class CpuStage:
         return cos, sin
 
     def logits(self, rows: torch.Tensor, norm: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        """``rows`` ``[rows, hidden]`` -> float32 ``[rows, outputs of the packed head]``."""
+        """``rows`` ``[rows, hidden]`` -> float32 ``[rows, outputs of the head]``; valid until the next call."""
         rows = rows.contiguous()
         outputs = head.numel() // self._hidden
-        out = torch.empty((rows.shape[0], outputs), dtype=torch.float32)
+        if self._logits.numel() < rows.shape[0] * outputs:
+            self._logits = torch.empty(rows.shape[0] * outputs, dtype=torch.float32)
+        out = self._logits[: rows.shape[0] * outputs].view(rows.shape[0], outputs)
         scratch = self._room(rows.numel())
         sizes = (rows.shape[0], self._hidden, outputs, self._eps, self._threads)
         tensors = (rows.data_ptr(), norm.data_ptr(), head.data_ptr())

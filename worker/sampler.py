@@ -67,6 +67,10 @@ class Sampler:
             else:
                 works.append(Work(row, state, segment.end))
         chosen: list[tuple[int, TokenLogprobs | None]] = [(0, None)] * len(segments)
+        if not works and self._communicator.size == 1 and self._host_takes(local_logits):
+            # What nearly every step is: greedy rows of a whole vocabulary, on the host. Nothing is to be merged.
+            best = self._on_host(local_logits, plain).argmax(axis=1).tolist()
+            return [SampledToken(s.sequence, id_, None) for s, id_ in zip(segments, best, strict=True)]
         if not works:
             parts = self._exchange(self._best_keys(local_logits, plain))
         else:
@@ -97,6 +101,9 @@ class Sampler:
 
     # ---- this rank's part --------------------------------------------------------------------------------
 
+    def _host_takes(self, local_logits: torch.Tensor) -> bool:
+        return self._candidates is None and local_logits.device.type == "cpu"
+
     @staticmethod
     def _on_host(local_logits: torch.Tensor, rows: list[int]) -> Floats:
         """Some rows as numpy's, a view where that is possible."""
@@ -114,7 +121,7 @@ class Sampler:
                 chosen = torch.tensor(rows, dtype=torch.int64).to(local_logits.device)
             keys: Ints = self._candidates.greedy(local_logits, chosen, self._shard[0]).cpu().numpy()
             return keys
-        if local_logits.device.type == "cpu":
+        if self._host_takes(local_logits):
             array = self._on_host(local_logits, rows)
             ids = array.argmax(axis=1)  # several times faster than torch's
             values = array[np.arange(len(rows)), ids]

@@ -161,7 +161,9 @@ class StageModel:
 
     @torch.inference_mode()
     def logits(self, hidden_rows: torch.Tensor) -> torch.Tensor:
-        """``[rows, n_vocab of this rank]`` float32: final norm and this rank's rows of the head, not gathered."""
+        """``[rows, n_vocab of this rank]`` float32: final norm and this rank's rows of the head, not gathered.
+        Valid until the next call.
+        """
         if self._head is None or self._norm_weight is None:
             raise EngineError("this stage holds no output head", where=self._config.stage)
         if self._cpu is not None:

@@ -12,7 +12,7 @@
 constexpr int AHEAD_BYTES = 384;
 
 // out[m * ldo + p * PANEL + j] = sum over i of x[m][i] * panel p [i][j]. With one row, memory is the limit and every panel
-// is asked for ahead of its use; with more, `ahead` is asked for, `pace` elements at each i: a part of the next panel,
+// is asked for ahead of its use, and not to be kept: what else a step needs should stay in the caches. With more rows, `ahead` is asked for, `pace` elements at each i: a part of the next panel,
 // so that memory and arithmetic both work all the time.
 template <class T, int M, int P>
 static __attribute__((noinline)) void tile(
@@ -22,7 +22,7 @@ static __attribute__((noinline)) void tile(
 #pragma GCC unroll 8
         for (int p = 0; p < P; p++) {
             const T* row = panels + p * k * PANEL + i * PANEL;
-            if (M == 1) __builtin_prefetch(reinterpret_cast<const char*>(row) + AHEAD_BYTES);
+            if (M == 1) __builtin_prefetch(reinterpret_cast<const char*>(row) + AHEAD_BYTES, 0, 0);
             else __builtin_prefetch(ahead + (p * k + i) * pace, 0, 2);
             Pair w = load_row(row);
             if (M == 4) in_registers(w);
