@@ -12,8 +12,9 @@
 constexpr int AHEAD_BYTES = 384;
 
 // out[m * ldo + p * PANEL + j] = sum over i of x[m][i] * panel p [i][j]. With one row, memory is the limit and every panel
-// is asked for ahead of its use, and not to be kept: what else a step needs should stay in the caches. With more rows, `ahead` is asked for, `pace` elements at each i: a part of the next panel,
-// so that memory and arithmetic both work all the time.
+// is asked for ahead of its use, and not to be kept: what else a step needs should stay in the caches. With more
+// rows, `ahead` is asked for, `pace` elements at each i: a part of the next panel, so that memory and arithmetic both
+// work all the time.
 template <class T, int M, int P>
 static __attribute__((noinline)) void tile(
     const float* x, int64_t ldx, const T* panels, int64_t k, float* out, int64_t ldo, const T* ahead, int64_t pace) {
