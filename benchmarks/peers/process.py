@@ -28,8 +28,7 @@ class PeerProcess:
         script = Path(__file__).parent / peer.script
         sequences, positions = (str(size) for size in sizes)
         arguments = ["--model", str(model), "--dtype", dtype, "--threads", str(threads)]
-        # What one thread too many waits for should not take the processor from who runs next.
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         environment.pop("PYTHONPATH", None)
         self._log = (model / f"{peer.script}.log").open("w+")
         self._process = subprocess.Popen(
