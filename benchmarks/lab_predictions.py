@@ -22,9 +22,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from labs.figures import Entry, entry_of, run_of
-from labs.headline import deadlines
+from labs.headline import Asked, deadlines, rate_for
 from labs.models import reference, scaled
-from labs.plans import LARGER, OPTIONS, Candidate, plans
+from labs.plans import LARGER, OPTIONS, Candidate, for_deadlines, plans
 from labs.report import shown, write_docs
 from labs.site import Site, built, lengths, others_busy
 
@@ -95,7 +95,10 @@ def _measure(lab: str, model_name: str, folder: Path, asked: argparse.Namespace)
         entries = [_entry(site, one, lab, model_name, workload, busy, asked) for one in chosen.candidates]
         late: list[dict[str, Any]] = []
         if lab in asked.headline.split(",") and model_name == "demo":
-            late = deadlines(site, chosen.candidates, workload, lab, asked.runs, asked.seconds)
+            rate = rate_for(chosen.candidates)
+            if rate is not None:
+                quick = for_deadlines(measured, reference_name, workload, rate, here)
+                late = deadlines(site, quick, rate, Asked(lab, workload, asked.runs, asked.seconds))
         _keep(asked.data, entries, late)
     print(f"  {time.monotonic() - began:.0f} s", flush=True)
 

@@ -6,7 +6,9 @@ percentile of the requests' latencies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,40 +17,56 @@ from hexgen.workload import Workload
 from labs.plans import Candidate
 from labs.site import Site, lengths
 
-LOAD = 0.7  # of what the symmetric plan is predicted to serve
+LOAD = 0.7  # of what the best symmetric plan is predicted to serve
 LEAST_REQUESTS = 60
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """``seconds``: that a run should take at the least."""
+
+    lab: str
+    workload: Workload
+    runs: int
+    seconds: float
+
+
 def deadlines(
-    site: Site, candidates: Sequence[Candidate], workload: Workload, lab: str, runs: int, seconds: float
+    site: Site, plans: Mapping[str, tuple[Path, str]], rate: float, asked: Asked
 ) -> list[dict[str, Any]]:
-    """Latencies of each request of each run, of both plans; nothing where no symmetric one fits, or it is ours."""
-    by_name = {name: candidate for candidate in candidates for name in candidate.names}
-    ours, even = by_name["ours"], by_name.get("symmetric")
-    if even is None or even is ours:
-        return []
-    rate = LOAD * even.requests_s
-    requests = max(LEAST_REQUESTS, round(rate * seconds))
+    """Latencies of each request of each run, of ``plans`` (`labs.plans.for_deadlines`), under ``rate``."""
+    requests = max(LEAST_REQUESTS, round(rate * asked.seconds))
     found = []
-    for name, candidate in (("ours", ours), ("symmetric", even)):
+    for name, (file, shape) in plans.items():
         latencies, medians = [], []
-        with site.served(candidate.file):
-            for seed in range(runs + 1):
-                options = ["--rate", f"{rate:.4f}", *lengths(workload), "--seed", str(100 + seed)]
-                against = candidate.file if seed else None
-                told, _ = site.bench([*options, "--requests", str(requests if seed else 8)], against)
+        with site.served(file):
+            for seed in range(asked.runs + 1):
+                options = ["--rate", f"{rate:.4f}", *lengths(asked.workload), "--seed", str(100 + seed)]
+                told, _ = site.bench(
+                    [*options, "--requests", str(requests if seed else 8)], file if seed else None
+                )
                 if seed:
                     latencies.append([round(e2el, 4) for e2el in told["e2els"] if e2el is not None])
                     medians.append(_medians(told))
         met = [float(np.percentile(values, 99)) for values in latencies]
-        print(f"  {name} at {rate:.2f} requests/s: 99 % within {' '.join(f'{m:.2f}' for m in met)} s", flush=True)
+        print(
+            f"  {name} [{shape}] at {rate:.2f} requests/s: 99 % within {' '.join(f'{m:.2f}' for m in met)} s; "
+            f"measured over simulated {medians}",
+            flush=True,
+        )
         found.append(
             {
-                "lab": lab, "name": name, "shape": candidate.shape, "rate": rate, "requests": requests,
+                "lab": asked.lab, "name": name, "shape": shape, "rate": rate, "requests": requests,
                 "latencies_s": latencies, "medians": medians,
             }
         )  # fmt: skip
     return found
+
+
+def rate_for(candidates: Sequence[Candidate]) -> float | None:
+    """None where no symmetric plan fits."""
+    even = next((candidate for candidate in candidates if "symmetric" in candidate.names), None)
+    return None if even is None else LOAD * even.requests_s
 
 
 def _medians(told: dict[str, Any]) -> dict[str, float]:

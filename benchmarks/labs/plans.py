@@ -6,7 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from hexgen.cluster import load_cluster
+from hexgen.errors import InfeasibleError
 from hexgen.memory import plan_memory
 from hexgen.model import load_model
 from hexgen.plan import EngineOptions, Plan
@@ -17,13 +20,16 @@ from hexgen.scheduler.baselines.equal import equal_layers
 from hexgen.scheduler.baselines.single import single_node
 from hexgen.scheduler.baselines.symmetric import symmetric
 from hexgen.scheduler.pipeline import concurrency_for
+from hexgen.scheduler.simulation import requests_of, simulate
 from hexgen.scheduler.tables import table_for
-from hexgen.scheduler.task import make_task
+from hexgen.scheduler.task import Objective, make_task
 from hexgen.scheduler.traffic import traffic_of
-from hexgen.workload import Workload
+from hexgen.workload import Slo, Workload
 
 # A step of a slow core should not take a second, and a run of seconds should be many lives of a request.
 OPTIONS = EngineOptions(max_sequences=8, token_budget=128)
+LIMITS = (1.5, 2.0, 3.0)  # times the quickest answer to one request alone
+JUDGED = 1000  # requests
 LARGER = EngineOptions(max_sequences=4, token_budget=128)  # for a model whose requests take seconds
 
 
@@ -85,6 +91,43 @@ def plans(
             (name,), file, shape, predicted.tokens_s, predicted.requests_s, full + len(baseline.plan.routes)
         )
     return Chosen(tuple(candidates.values()), refused)
+
+
+def for_deadlines(
+    cluster_file: Path, model_ref: str, workload: Workload, rate: float, folder: Path
+) -> dict[str, tuple[Path, str]]:
+    """Our plan and the symmetric one that meet the lowest deadline at this rate, by simulation: files and shapes.
+
+    A plan for throughput gives its slowest route its share of the requests, and a deadline that 99 % meet is that
+    route's. So ours are also planned within limits of latency; of symmetric ones there is the quickest, too.
+    """
+    model = load_model(model_ref)
+    cluster = dataclasses.replace(load_cluster(cluster_file), workload=workload)
+    table = table_for(None, cluster, model)
+    task = make_task(cluster, model, workload, "throughput", None, 0, "auto", OPTIONS, table)
+    goals: tuple[Objective, ...] = ("throughput", "latency")
+    ours = [plan(cluster, model, workload, goal, cost=table, options=OPTIONS) for goal in goals]
+    quickest = ours[-1].predicted
+    for times in LIMITS if quickest is not None else ():
+        limited = dataclasses.replace(workload, rate=rate, slo=Slo(latency_s=times * quickest.latency_s))
+        try:
+            ours.append(plan(cluster, model, limited, "slo", cost=table, options=OPTIONS))
+        except InfeasibleError:  # nothing keeps so short a limit
+            continue
+    even = [found.plan for goal in goals if (found := symmetric(task, goal)).plan is not None]
+    arriving = requests_of(dataclasses.replace(workload, rate=rate), JUDGED)
+    found: dict[str, tuple[Path, str]] = {}
+    for name, made in (("ours", ours), ("symmetric", even)):
+        met = [
+            np.quantile(simulate(one, cluster, model, arriving, cost_table=table).latency_s, 0.99)
+            for one in made
+            if one is not None
+        ]
+        best = made[int(np.argmin(met))]
+        file = folder / f"deadline-{name}.yaml"
+        dump_plan(dataclasses.replace(best, model=model_ref), file)
+        found[name] = file, shape_of(best)
+    return found
 
 
 def shape_of(plan: Plan) -> str:

@@ -71,16 +71,17 @@ def headline(late: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> str:
     if not late:
         return ""
     lines = [
-        "| lab | plan | tokens/s: median (least to most) | rate | 99 % met: median (least to most) |",
-        "|---|---|---:|---:|---:|",
+        "| lab | whose | plan for tokens/s | tokens/s: median (least to most) | plan for deadlines | rate "
+        "| 99 % met: median (least to most) |",
+        "|---|---|---|---:|---|---:|---:|",
     ]
     for found in late:
         entry = _entry(found, entries)
         each = [run.tokens_s for run in entry.runs]
         met = [float(np.percentile(values, 99)) for values in found["latencies_s"]]
         lines.append(
-            f"| {found['lab']} | {found['name']} [{entry.shape}] | {entry.measured_tokens_s:.1f} "
-            f"({min(each):.1f} to {max(each):.1f}) | {found['rate']:.2f}/s "
+            f"| {found['lab']} | {found['name']} | {entry.shape} | {entry.measured_tokens_s:.1f} "
+            f"({min(each):.1f} to {max(each):.1f}) | {found['shape']} | {found['rate']:.2f}/s "
             f"| {statistics.median(met):.2f} s ({min(met):.2f} to {max(met):.2f}) |"
         )
     return "\n".join(lines)
