@@ -31,7 +31,7 @@ from peers.environments import PEERS, PeerError, default_folder
 from peers.ours import BUNDLED, SEQUENCES, Engine, Transformers, prompts_of, random_model, write_plan
 from peers.process import PeerProcess
 from peers.race import Contender, Ratio, Speeds, race, ratio
-from peers.step_cost import StepCost, read_gb_s, step_costs
+from peers.step_cost import StageCost, StepCost, read_gb_s, stage_costs, step_costs
 from rich.console import Console
 from rich.table import Table
 
@@ -53,6 +53,7 @@ class Setting:
     costs: tuple[StepCost, ...]
     later: StepCost  # of the largest batch, after `finished` requests more
     finished: int
+    stages: tuple[StageCost, ...]  # of the two
     read_gb_s: float
     weights_bytes: int
 
@@ -92,6 +93,7 @@ def measure(model: Path, dtype: str, threads: int, options: argparse.Namespace) 
                 ratios.append(
                     ratio(f"one stage / {name}, {label}", goal if name == "transformers" else None, ours, theirs)
                 )
+        stages: list[StageCost] = []
         if threads > 1:
             two = engine("two", 2)
             found = race(
@@ -99,6 +101,7 @@ def measure(model: Path, dtype: str, threads: int, options: argparse.Namespace) 
             )
             name = f"two gloo stages / one stage, batch {SEQUENCES}"
             ratios.append(ratio(name, TWO_STAGES_GOAL, found["two"], found["one"]))
+            stages = stage_costs(two, loads[1], tokens, options.rounds)
 
         ours_said = one.generate(loads[1], tokens)
         same = {
@@ -113,8 +116,8 @@ def measure(model: Path, dtype: str, threads: int, options: argparse.Namespace) 
         weights = next(iter(one.reports().values())).weights_bytes
         facts = {name: peer.facts for name, peer in others.items()}
         return Setting(
-            dtype, threads, tuple(ratios), same, facts, missing, tuple(costs), later, FINISHED, read_gb_s(threads),
-            weights,
+            dtype, threads, tuple(ratios), same, facts, missing, tuple(costs), later, FINISHED, tuple(stages),
+            read_gb_s(threads), weights,
         )  # fmt: skip
 
 
@@ -163,6 +166,16 @@ def show(console: Console, model: str, setting: Setting, rounds: int) -> None:
         figures = (cost.step_s, cost.model_s, cost.host_s, cost.model_s / cost.batch)
         steps.add_row(label, *(f"{1e3 * f:.2f}" for f in figures))
     console.print(steps)
+    for stage in setting.stages:
+        parts = (stage.model_s, stage.transfer_s, stage.host_s, stage.idle_s)
+        model_ms, transfer_ms, host_ms, idle_ms = (1e3 * seconds for seconds in parts)
+        console.print(
+            f"two stages, {stage.stage}: a step of {SEQUENCES // 2} takes {model_ms:.2f} ms in the model, "
+            f"{transfer_ms:.2f} passing on, {host_ms:.2f} the host, {idle_ms:.2f} idle"
+        )
+    if setting.stages:
+        whole, slowest = setting.costs[-1].model_s, max(stage.model_s for stage in setting.stages)
+        console.print(f"two stages would reach {whole / (2 * slowest):.2f} of one if only the model took time")
     once = setting.weights_bytes / setting.read_gb_s / 1e6
     console.print(
         f"reading the {setting.weights_bytes / 1e6:.0f} MB of weights takes {once:.2f} ms at "

@@ -21,6 +21,29 @@ class StepCost:
     host_s: float  # batching, headers, page tables, sampling, answering
 
 
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """Means of a step of one stage of a pipeline while it works at its fullest."""
+
+    stage: str
+    model_s: float
+    transfer_s: float  # passing on, until the kernel has it
+    host_s: float
+    idle_s: float  # nothing to do: what the other stage has not sent yet
+
+
+def stage_costs(engine: Engine, prompts: list[list[int]], tokens: int, rounds: int) -> list[StageCost]:
+    before = engine.reports()
+    for _ in range(rounds):
+        engine.generate(prompts, tokens)
+    costs = []
+    for name, after in engine.reports().items():
+        steps = after.steps - before[name].steps
+        spent = {kind: (s - before[name].seconds[kind]) / steps for kind, s in after.seconds.items()}
+        costs.append(StageCost(name, spent["compute"], spent["transfer"], spent["host"], spent["wait"]))
+    return costs
+
+
 def step_costs(
     engine: Engine, prompts: list[list[int]], batches: list[int], tokens: int, rounds: int
 ) -> list[StepCost]:
