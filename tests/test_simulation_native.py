@@ -246,7 +246,7 @@ def test_without_a_compiler_python_does_it(
 
 def test_policy_and_cost_model_say_only_what_is_translated() -> None:
     """Else the compiled loop would be gone, and nobody would hear of it."""
-    text = native_build.sources()["translated.inc"]
+    text = native_build.sources().files["translated.inc"]
     for expected in ("_squeeze(", "_prefill_tokens(", "layer_s(", "all_reduce_s("):
         assert expected in text
 

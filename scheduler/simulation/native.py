@@ -11,9 +11,10 @@ import math
 import time
 from ctypes import CDLL, Array, c_int64
 
+from hexgen.errors import EngineError
 from hexgen.scheduler.simulation.front import FrontDoor
 from hexgen.scheduler.simulation.layout import Layout
-from hexgen.scheduler.simulation.native_build import NativeError, library
+from hexgen.scheduler.simulation.native_build import library
 from hexgen.scheduler.simulation.native_loop import BEGAN, CHANGED, OVER, CompiledLoop
 from hexgen.scheduler.simulation.record import Recorder
 from hexgen.scheduler.simulation.requests import Requests
@@ -37,7 +38,7 @@ def native_run(
         return None
     try:
         found = library(asked is True or len(requests) >= _WORTH_COMPILING)
-    except NativeError:
+    except EngineError:
         return None
     return NativeRun(found, layout, requests, recorder, concurrency, most_waiting)
 
