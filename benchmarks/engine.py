@@ -173,9 +173,6 @@ def show(console: Console, model: str, setting: Setting, rounds: int) -> None:
             f"two stages, {stage.stage}: a step of {SEQUENCES // 2} takes {model_ms:.2f} ms in the model, "
             f"{transfer_ms:.2f} passing on, {host_ms:.2f} the host, {idle_ms:.2f} idle"
         )
-    if setting.stages:
-        whole, slowest = setting.costs[-1].model_s, max(stage.model_s for stage in setting.stages)
-        console.print(f"two stages would reach {whole / (2 * slowest):.2f} of one if only the model took time")
     once = setting.weights_bytes / setting.read_gb_s / 1e6
     console.print(
         f"reading the {setting.weights_bytes / 1e6:.0f} MB of weights takes {once:.2f} ms at "
