@@ -69,11 +69,12 @@ INLINE Pair load_row(const bf16* p) {
     return {reinterpret_cast<Vec>(both << 16), reinterpret_cast<Vec>(both & 0xffff0000u)};
 }
 
-// Keeps the compiler from reading both halves from memory again in each of several multiplications: loads would limit them.
+// Keeps the compiler from reading both halves from memory again in each of several multiplications: loads would be
+// the limit. Only where a vector is one register.
 INLINE void in_registers(Pair& pair) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (HX_LANES == 4 || (HX_LANES == 8 && defined(__AVX__)) || defined(__AVX512F__))
     __asm__("" : "+v"(pair.low), "+v"(pair.high));
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && HX_LANES == 4
     __asm__("" : "+w"(pair.low), "+w"(pair.high));
 #endif
 }
