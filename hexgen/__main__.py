@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
+
+_STARTED_S = time.monotonic()  # limits of time count from here: imports take a second or two
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -19,7 +22,7 @@ def main() -> None:
 
     for number, handler in before.items():
         signal.signal(number, handler)
-    cli.main()
+    cli.main(started_s=_STARTED_S)
 
 
 if __name__ == "__main__":

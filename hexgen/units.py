@@ -131,10 +131,15 @@ def format_bytes(value: float) -> str:
     return _rounded(value, "B")
 
 
+_AGES_S = 1e9  # nobody reads more digits of it
+
+
 def format_time(value: float) -> str:
     """``12.5 ms``: three significant digits, from nanoseconds to seconds."""
     if value == 0:
         return "0 s"
+    if abs(value) >= _AGES_S:
+        return f"{value:.3g} s"
     for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if abs(value) >= factor * 0.9995:
             return f"{_digits(value / factor)} {unit}"

@@ -16,6 +16,8 @@ from hexgen.workload_spec import Lengths, Slo, Workload
 from hexgen.yamlfile import Inline, Place, Section
 
 MAX_TRACE_BYTES = 256 * 1024 * 1024
+_TRACE_WANTED = "a header and a row a request: timestamp, prompt_tokens, output_tokens"
+_LINE_WANTED = "correct the line, or leave it out"
 MAX_TOKENS = 10_000_000  # of one prompt or output
 _KEYS = ("prompt_tokens", "output_tokens", "rate", "slo")
 
@@ -208,22 +210,27 @@ def _read_trace(path: Path, where: str) -> _Rows:
     """Columns by simplified name. Three columns without a header are time, prompt tokens, output tokens."""
     try:
         if path.stat().st_size > MAX_TRACE_BYTES:
-            raise SpecError(f"the trace {path} is larger than {MAX_TRACE_BYTES} bytes", where=where)
+            raise SpecError(f"the trace is larger than {MAX_TRACE_BYTES} bytes", where=str(path), remedy="cut it")
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             rows = [(reader.line_num, row) for row in reader if row]
     except OSError as error:
         raise SpecError(f"the trace {path} cannot be read: {error.strerror}", where=where) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SpecError(f"the trace {path} is not CSV: {error}", where=where) from error
+        told = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise SpecError(f"the trace is not CSV: {told}", where=str(path), remedy=_TRACE_WANTED) from error
     if rows and all(_is_number(cell) for cell in rows[0][1]):
         rows.insert(0, (0, ["timestamp", "prompt_tokens", "output_tokens"]))
     if len(rows) < 2:
-        raise SpecError(f"the trace {path} has no rows", where=where)
+        raise SpecError("the trace has no rows", where=str(path), remedy=_TRACE_WANTED)
     header = ["".join(c for c in cell.lower() if c.isalnum()) for cell in rows[0][1]]
     for line, row in rows[1:]:
         if len(row) != len(header):
-            raise SpecError(f"line {line} has {len(row)} cells, the header has {len(header)}", where=str(path))
+            raise SpecError(
+                f"line {line} has {len(row)} cells, the header has {len(header)}",
+                where=str(path),
+                remedy=_LINE_WANTED,
+            )
     columns = {column: [row[c] for _, row in rows[1:]] for c, column in enumerate(header)}
     return _Rows(columns, [line for line, _ in rows[1:]])
 
@@ -241,14 +248,18 @@ def _column(rows: _Rows, names: tuple[str, ...], path: Path) -> list[float]:
 
 def _cell(text: str, column: str, line: int, path: Path) -> float:
     if not _is_number(text):
-        raise SpecError(f"line {line}: {column} is {text[:40]!r}, not a number", where=str(path))
+        raise SpecError(
+            f"line {line}: {column} is {text[:40]!r}, not a number", where=str(path), remedy=_LINE_WANTED
+        )
     return float(text)
 
 
 def _count(text: str, column: str, line: int, path: Path) -> float:
     value = _cell(text, column, line, path)
     if value < 0:
-        raise SpecError(f"line {line}: {column} is {text[:40]!r}, less than nothing", where=str(path))
+        raise SpecError(
+            f"line {line}: {column} is {text[:40]!r}, less than nothing", where=str(path), remedy=_LINE_WANTED
+        )
     return value
 
 

@@ -282,7 +282,7 @@ def number(above: float = 0.0, *, allow_equal: bool = False) -> Reader[float]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             wrong(value, place, "a number")
         if not abs(value) < _BEYOND:  # neither is what is not a number
-            wrong(value, place, f"a number below {_BEYOND:g}")
+            wrong(value, place, f"a finite number below {_BEYOND:g}")
         if value < above or (value == above and not allow_equal):
             wrong(value, place, f"a number {'of at least' if allow_equal else 'above'} {above:g}")
         return float(value)
@@ -313,7 +313,8 @@ def list_of(read_item: Reader[_T], most: int, least: int = 0) -> Reader[tuple[_T
         if not isinstance(value, list):
             wrong(value, place, "a list")
         if not least <= len(value) <= most:
-            wrong(f"{len(value)} of them", place, f"a list of {least} to {most} entries")
+            number = f"{least}" if least == most else f"{least} to {most}"
+            raise SpecError(f"must be a list of {number} entries, and has {len(value)}", where=str(place))
         return tuple(read_item(item, place.index(i)) for i, item in enumerate(value))
 
     return read

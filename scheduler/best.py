@@ -134,7 +134,9 @@ def solver_for(task: Task, nodes: Sequence[Node], goal: Goal) -> RouteSolver:
     dtype = plan_dtype(task.options, task.model, [n.device for n in nodes])
     cost = CostModel(task.model, dtype, task.options, task.cost_table)
     traffic = traffic_of(task.model, task.workload, task.options)
-    return RouteSolver(Topology(task.cluster, nodes), cost, traffic, goal, exhaustive=task.engine == "exact")
+    # Every order of every set of groups: for as few devices as are enumerated.
+    every = task.engine == "exact" and sum(node.count for node in nodes) <= MAX_DEVICES
+    return RouteSolver(Topology(task.cluster, nodes), cost, traffic, goal, exhaustive=every)
 
 
 def computing_alike(nodes: Sequence[Node], options: EngineOptions) -> list[tuple[Node, ...]]:

@@ -140,8 +140,9 @@ def _merged_prediction(
 def _upper_bound(plan: Plan, cluster: Cluster, cost: CostModel, traffic: Traffic) -> float | None:
     """Of the catalogue's figures by arithmetic; of a published table by its rates; measured ones have none."""
     if cost.table is None:
-        types = [device.type for device in cluster.devices()]
-        return upper_bound_tokens_s(cost.model, cost.dtype, types, traffic, plan.engine.max_sequences)
+        return upper_bound_tokens_s(
+            cost.model, cost.dtype, cluster.nodes, traffic, plan.engine.max_sequences, cluster.budget_usd_h
+        )
     if not cost.table.holds_kv:
         return None
     return (

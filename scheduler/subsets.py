@@ -7,16 +7,21 @@ remains still does what is asked. Every set of nodes is judged by the same searc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from hexgen.cluster import Node
 from hexgen.errors import InfeasibleError
 from hexgen.plan import Plan
 from hexgen.scheduler.best import Found, best_on_nodes, goal_of, why_nothing
+from hexgen.scheduler.deadline import passed
 from hexgen.scheduler.solver import Goal
 from hexgen.scheduler.task import Objective, Task, total_price
 
 Nodes = tuple[Node, ...]
+
+_MOST_PAIRED = 8  # kinds of nodes of which each two are tried by themselves
+_ROUNDING = 1e-9  # relative, of sums of prices
 
 
 def plan_within_price(task: Task, objective: Objective) -> Plan:
@@ -27,12 +32,12 @@ def plan_within_price(task: Task, objective: Objective) -> Plan:
     if chooser.value(task.cluster.nodes) is None:
         raise why_nothing(task, objective)
     chosen = _cheapest(task, chooser) if objective == "cost" else _within_budget(task, chooser)
-    found = best_on_nodes(task, chosen, goal)
-    if found is None or (objective == "cost" and not _carries(task, found.partition.value)):
-        found = chooser.found(chosen)  # the longer search never loses what the quick one had
-    if found is None:
+    both = [found for found in (best_on_nodes(task, chosen, goal), chooser.found(chosen)) if found is not None]
+    if not both:
         raise InfeasibleError("no set of nodes serves the model", where=f"cluster {task.cluster.name}")
-    return found.emit(task, objective)
+    found = max(both, key=lambda found: found.partition.value)
+    # A proof over these nodes says nothing of others.
+    return Found(found.partition).emit(task, objective)
 
 
 class _Chooser:
@@ -88,8 +93,7 @@ def _carries(task: Task, tokens_s: float) -> bool:
 def _cheapest(task: Task, chooser: _Chooser) -> Nodes:
     """The set of nodes with the lowest price that carries the rate; without a rate, the lowest price a token."""
     everything = task.cluster.nodes
-    kinds = chooser.by_kind(everything)
-    starts = [everything, *kinds, *(a + b for i, a in enumerate(kinds) for b in kinds[i + 1 :])]
+    starts = _starts(chooser, everything)
 
     def enough(nodes: Nodes) -> bool:
         value = chooser.value(nodes)
@@ -152,27 +156,56 @@ def _shrunk(chooser: _Chooser, nodes: Nodes, figure: Callable[[Nodes], float]) -
 
 
 def _within_budget(task: Task, chooser: _Chooser) -> Nodes:
-    """Leave out what serves least for its price until the budget holds; then take back what still fits."""
+    """The best of several: from everything, from each kind alone and from each two, cut down to the budget."""
     budget = task.cluster.budget_usd_h or 0.0
-    nodes = task.cluster.nodes
-    while total_price(nodes) > budget:
+    finals: list[Nodes] = []
+    for start in _starts(chooser, task.cluster.nodes):
+        if finals and passed(task.deadline):
+            break
+        cut = _cut_down(chooser, start, budget)
+        if cut is not None:
+            finals.append(_filled_up(task, chooser, cut, budget))
+    if not finals:
+        raise InfeasibleError(
+            f"nodes that hold {task.model.name} cost more than the budget of {budget:.2f} USD/h",
+            where=f"cluster {task.cluster.name}",
+            remedy=f"raise the budget; all nodes together cost {total_price(task.cluster.nodes):.2f} USD/h",
+        )
+    return max(finals, key=lambda nodes: (_value(chooser, nodes), -total_price(nodes)))
+
+
+def _starts(chooser: _Chooser, nodes: Nodes) -> list[Nodes]:
+    kinds = chooser.by_kind(nodes)
+    pairs = [a + b for i, a in enumerate(kinds) for b in kinds[i + 1 :]] if len(kinds) <= _MOST_PAIRED else []
+    return [nodes, *kinds, *pairs]
+
+
+def _value(chooser: _Chooser, nodes: Nodes) -> float:
+    value = chooser.value(nodes)
+    return -math.inf if value is None else value
+
+
+def _cut_down(chooser: _Chooser, nodes: Nodes, budget: float) -> Nodes | None:
+    """Leave out what serves least for its price until the budget holds; None where the model then fits nowhere."""
+    if chooser.value(nodes) is None:
+        return None
+    while total_price(nodes) > budget * (1 + _ROUNDING):
         options: list[tuple[float, Nodes]] = []
         for members in chooser.by_kind(nodes):
-            if members[-1].price_usd_h:
-                rest = tuple(node for node in nodes if node is not members[-1])
-                value = chooser.value(rest)
-                if value is not None:
-                    before = chooser.value(nodes) or 0.0
-                    options.append(((before - value) / members[-1].price_usd_h, rest))
+            price = members[-1].price_usd_h
+            rest = tuple(node for node in nodes if node is not members[-1])
+            if price and chooser.value(rest) is not None:
+                options.append(((_value(chooser, nodes) - _value(chooser, rest)) / price, rest))
         if not options:
-            raise InfeasibleError(
-                f"nodes that hold {task.model.name} cost more than the budget of {budget:.2f} USD/h",
-                where=f"cluster {task.cluster.name}",
-                remedy=f"raise the budget; all nodes together cost {total_price(task.cluster.nodes):.2f} USD/h",
-            )
+            return None
         nodes = min(options, key=lambda option: option[0])[1]
+    return nodes
+
+
+def _filled_up(task: Task, chooser: _Chooser, nodes: Nodes, budget: float) -> Nodes:
+    """With what else the budget allows."""
     for members in chooser.by_kind([node for node in task.cluster.nodes if node not in nodes]):
         for node in members:
-            if total_price(nodes) + (node.price_usd_h or 0.0) <= budget:
+            if total_price(nodes) + (node.price_usd_h or 0.0) <= budget * (1 + _ROUNDING):
                 nodes = tuple(n for n in task.cluster.nodes if n in nodes or n is node)
     return nodes

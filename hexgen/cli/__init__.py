@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -58,10 +59,13 @@ def exit_status(error: HexgenError) -> int:
     return EXIT_INPUT if isinstance(error, SpecError | InfeasibleError | RequestError) else EXIT_ENGINE
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the command; never returns normally (``SystemExit`` carries the status)."""
+def main(arguments: list[str] | None = None, started_s: float | None = None) -> None:
+    """Entry point of the command; never returns normally (``SystemExit`` carries the status).
+
+    ``started_s``: of `time.monotonic`, when the program began; now, where it is not known.
+    """
     try:
-        app(args=arguments)
+        app(args=arguments, obj=time.monotonic() if started_s is None else started_s)
     except HexgenError as error:
         if debugging():
             raise

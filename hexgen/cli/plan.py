@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +45,15 @@ TIME_LIMIT = (
 )
 
 
+def _left_s(limit_s: float | None, started_s: float) -> float | None:
+    """Of the limit, which counts the whole command."""
+    if limit_s is None or not math.isfinite(limit_s) or limit_s <= 0:
+        return limit_s  # said to be wrong where limits are checked
+    return max(0.0, limit_s - (time.monotonic() - started_s))
+
+
 def plan_command(
+    context: typer.Context,
     cluster: Annotated[Path, typer.Argument(help="The cluster file.", metavar="CLUSTER")],
     model: Annotated[
         str | None,
@@ -88,7 +98,12 @@ def plan_command(
         typer.Option("--what-if", min=0.0, help="Seconds that --explain may take to price changes; 0: none."),
     ] = _WHAT_IF_S,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Beside it, what simpler and published ways of placing would serve.")
+        bool,
+        typer.Option(
+            "--compare",
+            help="Beside it, what simpler and published ways of placing would serve: takes some seconds more, "
+            "which --time-limit does not count.",
+        ),
     ] = False,
     front: Annotated[
         bool,
@@ -113,7 +128,7 @@ def plan_command(
             model=model,
             workload=workload,
             objective=objective.value,
-            time_limit_s=time_limit,
+            time_limit_s=_left_s(time_limit, context.obj),
             engine=engine.value,
             cost=cost,
             seed=seed,

@@ -75,7 +75,11 @@ def run(asked: PlanRequest) -> None:
     """Raises ``HexgenError`` where something is wrong, before minutes are spent on a plan where possible."""
     _check(asked)
     given = _read(asked)
-    found, replanned = _planned(asked, given)
+    try:
+        found, replanned = _planned(asked, given)
+    except KeyboardInterrupt:
+        say("interrupted: nothing was planned or written; --time-limit ends a search with the best plan it has")
+        raise
     found = dataclasses.replace(found, model=given.model_ref)
     made = Made(found, given.cluster, given.model, asked.objective, replanned=replanned)
     made = _with_comments(asked, given, made)

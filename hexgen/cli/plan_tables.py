@@ -68,8 +68,9 @@ def compare_table(plan: Plan, others: Sequence[Baseline]) -> Table:
 def replan_text(found: Replanned) -> str:
     """What changes on the way from the old plan."""
     names = {"unbroken": "what survives, as it is", "repaired": "the old plan, repaired", "fresh": "a fresh plan"}
+    kept = names.get(found.chosen, found.chosen) if found.keeps_bytes else "nothing of it can stay on this cluster"
     text = (
-        f"from the old plan: {names.get(found.chosen, found.chosen)}; "
+        f"from the old plan: {kept}; "
         f"devices load {format_bytes(found.loads_bytes)} of weights and keep {format_bytes(found.keeps_bytes)}"
     )
     if found.gone:
