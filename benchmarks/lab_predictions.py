@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="that a run should take at the least")
     parser.add_argument("--headline", default=",".join(HEADLINE), help="laboratories for deadlines, or none")
+    parser.add_argument("--deadlines-only", action="store_true", help="leave closed loops as they were measured")
     parser.add_argument("--data", type=Path, default=DATA, help="raw runs; entries measured again are replaced")
     parser.add_argument("--docs", action="store_true", help="write the tables and the picture under docs/")
     parser.add_argument("--report", action="store_true", help="measure nothing: from the data that is there")
@@ -92,7 +93,8 @@ def _measure(lab: str, model_name: str, folder: Path, asked: argparse.Namespace)
         chosen = plans(measured, reference_name, workload, here, options)
         for name, reason in chosen.refused.items():
             print(f"  {name}: {reason}", flush=True)
-        entries = [_entry(site, one, lab, model_name, workload, busy, asked) for one in chosen.candidates]
+        measured_now = () if asked.deadlines_only else chosen.candidates
+        entries = [_entry(site, one, lab, model_name, workload, busy, asked) for one in measured_now]
         late: list[dict[str, Any]] = []
         if lab in asked.headline.split(",") and model_name == "demo":
             rate = rate_for(chosen.candidates)

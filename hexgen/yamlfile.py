@@ -282,7 +282,7 @@ def number(above: float = 0.0, *, allow_equal: bool = False) -> Reader[float]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             wrong(value, place, "a number")
         if not abs(value) < _BEYOND:  # neither is what is not a number
-            wrong(value, place, f"a finite number below {_BEYOND:g}")
+            wrong(value, place, f"a number below {_BEYOND:g}")
         if value < above or (value == above and not allow_equal):
             wrong(value, place, f"a number {'of at least' if allow_equal else 'above'} {above:g}")
         return float(value)

@@ -17,7 +17,7 @@ from hexgen.workload import Workload
 from labs.plans import Candidate
 from labs.site import Site, lengths
 
-LOAD = 0.7  # of what the best symmetric plan is predicted to serve
+LOAD = 0.9  # of what the best symmetric plan is predicted to serve
 LEAST_REQUESTS = 60
 
 
