@@ -36,7 +36,7 @@ _FOR_POLISH = 0.3
 _GENES, _MORE_GENES = (20, 20), (100, 300)  # population and generations: usually, and where time was given
 _GENES_DEVICES, _FEW_DEVICES = 24, 8  # the most, one and several a node, unless time was given
 _FEW = 6  # kinds of regions: where there are more, each gets little (`hexgen.scheduler.unlike`)
-_FOR_UNLIKE = 0.8  # of the time that is left
+_FOR_REGIONS, _FOR_UNLIKE = 0.3, 0.8  # of the time that is left: where kinds are few, and where they are many
 _WHOLE_DEVICES = 96  # up to this many, local search looks at all of them together
 
 
@@ -128,7 +128,7 @@ def _proposed(task: Task, solver: RouteSolver, routes: int) -> Partition | None:
 def _by_regions(task: Task, solver: RouteSolver, routes: int) -> tuple[Partition, float] | None:
     """Each kind of region by itself; the bound is one on the whole."""
     few = kinds_of_regions(solver.topology) <= _FEW
-    inside = replace(task, deadline=part_until(task.deadline, _FOR_LOCAL_SEARCH if few else _FOR_UNLIKE))
+    inside = replace(task, deadline=part_until(task.deadline, _FOR_REGIONS if few else _FOR_UNLIKE))
 
     def plan_part(places: Places, until: float | None) -> Partition | None:
         if len(places) == len(solver.topology.nodes):
