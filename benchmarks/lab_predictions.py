@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="that a run should take at the least")
     parser.add_argument("--headline", default=",".join(HEADLINE), help="laboratories for deadlines, or none")
+    parser.add_argument(
+        "--load", type=float, default=0.9, help="of the best symmetric plan, under which deadlines count"
+    )
     parser.add_argument("--deadlines-only", action="store_true", help="leave closed loops as they were measured")
     parser.add_argument("--data", type=Path, default=DATA, help="raw runs; entries measured again are replaced")
     parser.add_argument("--docs", action="store_true", help="write the tables and the picture under docs/")
@@ -97,7 +100,7 @@ def _measure(lab: str, model_name: str, folder: Path, asked: argparse.Namespace)
         entries = [_entry(site, one, lab, model_name, workload, busy, asked) for one in measured_now]
         late: list[dict[str, Any]] = []
         if lab in asked.headline.split(",") and model_name == "demo":
-            rate = rate_for(chosen.candidates)
+            rate = rate_for(chosen.candidates, asked.load)
             if rate is not None:
                 quick = for_deadlines(measured, reference_name, workload, rate, here)
                 late = deadlines(site, quick, rate, Asked(lab, workload, asked.runs, asked.seconds))

@@ -17,7 +17,6 @@ from hexgen.workload import Workload
 from labs.plans import Candidate
 from labs.site import Site, lengths
 
-LOAD = 0.9  # of what the best symmetric plan is predicted to serve
 LEAST_REQUESTS = 60
 
 
@@ -63,10 +62,10 @@ def deadlines(
     return found
 
 
-def rate_for(candidates: Sequence[Candidate]) -> float | None:
-    """None where no symmetric plan fits."""
+def rate_for(candidates: Sequence[Candidate], load: float) -> float | None:
+    """``load``: of what the best symmetric plan is predicted to serve. None where no such plan fits."""
     even = next((candidate for candidate in candidates if "symmetric" in candidate.names), None)
-    return None if even is None else LOAD * even.requests_s
+    return None if even is None else load * even.requests_s
 
 
 def _medians(told: dict[str, Any]) -> dict[str, float]:
