@@ -98,14 +98,17 @@ def run_of(found: dict[str, Any], cores: dict[str, float], throttled: dict[str, 
 class Verdict:
     """Over all entries: the limits of what is to be shown."""
 
-    median_off: float
+    median_off: float  # of the prediction
     worst_off: float
+    median_error: float  # of what was measured
+    worst_error: float
     pairs: int  # of plans whose predictions differ by more than 10 %
     wrong: tuple[str, ...]  # of these, whose order was measured otherwise
 
 
 def verdict(entries: Sequence[Entry]) -> Verdict:
     offs = sorted(abs(entry.off) for entry in entries)
+    errors = sorted(abs(entry.predicted_tokens_s / entry.measured_tokens_s - 1) for entry in entries)
     pairs, wrong = 0, []
     for i, a in enumerate(entries):
         for b in entries[i + 1 :]:
@@ -116,4 +119,4 @@ def verdict(entries: Sequence[Entry]) -> Verdict:
                 pairs += 1
                 if high.measured_tokens_s <= low.measured_tokens_s:
                     wrong.append(f"{a.lab}, {a.model}: {high.names[0]} before {low.names[0]}")
-    return Verdict(statistics.median(offs), offs[-1], pairs, tuple(wrong))
+    return Verdict(statistics.median(offs), offs[-1], statistics.median(errors), errors[-1], pairs, tuple(wrong))

@@ -34,7 +34,9 @@ def shown(entries: Sequence[Entry]) -> str:
     found = verdict(entries)
     lines += [
         "",
-        f"Off by {found.median_off:.1%} in the median, {found.worst_off:.1%} at worst, over {len(entries)} plans. "
+        f"Measured is off what was predicted by {found.median_off:.1%} in the median of {len(entries)} plans and "
+        f"{found.worst_off:.1%} at worst; predicted is off what was measured by {found.median_error:.1%} and "
+        f"{found.worst_error:.1%}. "
         f"{found.pairs} pairs of plans differ by more than 10 % in prediction; measured the other way round: "
         f"{', '.join(found.wrong) or 'none'}.",
         "",
