@@ -27,8 +27,8 @@ _OUTPUT_COLUMNS = (
     "outputtokens", "outputlength", "generatedtokens", "responsetokens", "completiontokens", "decodetokens",
 )  # fmt: skip
 _TIME_COLUMNS: dict[str, float] = {  # and how many seconds one of their units is
-    "timestamp": 1.0, "timestamps": 1.0, "ts": 1.0, "arrivals": 1.0, "arrivaltime": 1.0, "arrivedat": 1.0,
-    "timestampms": 1e-3, "emissiontimems": 1e-3, "tms": 1e-3,
+    "timestamp": 1.0, "timestamps": 1.0, "time": 1.0, "ts": 1.0, "arrivals": 1.0,
+    "arrivaltime": 1.0, "arrivedat": 1.0, "timestampms": 1e-3, "emissiontimems": 1e-3, "tms": 1e-3,
 }  # fmt: skip
 
 _time_limit = yamlfile.quantity(units.parse_time)
@@ -259,6 +259,10 @@ def _count(text: str, column: str, line: int, path: Path) -> float:
     if value < 0:
         raise SpecError(
             f"line {line}: {column} is {text[:40]!r}, less than nothing", where=str(path), remedy=_LINE_WANTED
+        )
+    if value > MAX_TOKENS:
+        raise SpecError(
+            f"line {line}: {column} is {text[:40]!r}, more than {MAX_TOKENS}", where=str(path), remedy=_LINE_WANTED
         )
     return value
 

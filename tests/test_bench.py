@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from served import Served, engine, served
 from hexgen.cli import main
 from hexgen.coordinator.admission import AdmissionLimits
 from hexgen.deploy.in_process import InProcessDeployment
-from hexgen.plan import dump_plan
+from hexgen.plan import dump_plan, load_plan
 
 LOAD = "prompt=24,output=12"
 
@@ -102,6 +103,24 @@ def test_another_plan_than_the_one_that_runs_is_refused(
     other.write_text(plan.read_text().replace("s1", "another"))
     main_exits(2, "bench", "--url", server.http, "--workload", LOAD, "--against", other)
     assert "the server runs the stages s0, s1, the plan has another, s0" in capsys.readouterr().err
+
+
+def test_a_plan_of_other_layers_than_those_that_run_is_refused(
+    capsys: pytest.CaptureFixture[str], server: Served, plan: Path, tmp_path: Path
+) -> None:
+    made, other = load_plan(plan), tmp_path / "other.yaml"
+    cut, end = made.stages[0].layers[1], made.stages[1].layers[1]
+    moved = {"s0": (0, cut - 1), "s1": (cut - 1, end)}
+    stages = tuple(replace(stage, layers=moved[stage.name]) for stage in made.stages)
+    routes = tuple(
+        replace(route, path=tuple(replace(hop, layers=moved[hop.stage]) for hop in route.path))
+        for route in made.routes
+    )
+    dump_plan(replace(made, stages=stages, routes=routes, predicted=None), other)
+    for where in (("--url", server.http), ("--grpc", server.grpc)):
+        main_exits(2, "bench", *where, "--workload", LOAD, "--against", other)
+        said = f"the server's stage s0 holds layers 0 to {cut}, the plan's 0 to {cut - 1}"
+        assert said in capsys.readouterr().err
 
 
 def test_who_lacks_the_key_is_told(capsys: pytest.CaptureFixture[str], deployment: InProcessDeployment) -> None:

@@ -170,7 +170,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         node() | {"links": {"nodes": [{"between": ["a"], "bandwidth": "1Gbps", "latency": "0s"}]}},
-        "a list of 2 to 2",
+        "a list of 2 entries",
     ),
     (
         node() | {"links": {"regions": [{"within": "x", "bandwidth": "1Gbps", "latency": "0s"}]}},

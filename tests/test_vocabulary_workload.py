@@ -75,7 +75,7 @@ def test_milliseconds(tmp_path: Path) -> None:
         ("prompt_tokens,output_tokens\n1,nan\n", "not a number"),
         ("prompt_tokens,output_tokens\n1,2\n-1,2\n", "line 3: prompttokens is '-1', less than nothing"),
         ("prompt_tokens,output_tokens\n0,0\n", "token counts"),
-        ("prompt_tokens,output_tokens\n1e12,1\n", "token counts"),
+        ("prompt_tokens,output_tokens\n1e12,1\n", "line 2: prompttokens is '1e12', more than"),
     ],
 )
 def test_broken_traces(tmp_path: Path, content: str, message: str) -> None:

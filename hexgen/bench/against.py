@@ -87,6 +87,15 @@ def check_server(expected: Expected, state: ServerState) -> None:
             where="--against",
             remedy="give the plan that is served",
         )
+    for stage in expected.plan.stages:
+        held = state.layers.get(stage.name, stage.layers)
+        if held != stage.layers:
+            raise SpecError(
+                f"the server's stage {stage.name} holds layers {held[0]} to {held[1]}, the plan's "
+                f"{stage.layers[0]} to {stage.layers[1]}",
+                where="--against",
+                remedy="give the plan that is served",
+            )
 
 
 def compare(expected: Expected, bench: Bench, workload: Workload, concurrency: int | None) -> Comparison:

@@ -43,10 +43,12 @@ class RankSeconds:
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """What a hexgen server counts. ``totals`` holds sums since its start, by name; a name may be missing."""
+    """What a hexgen server counts. ``totals`` holds sums since its start, by name; a name may be missing.
+    ``layers``: of each stage that it runs, [first, end)."""
 
     ranks: tuple[RankSeconds, ...] = ()
     totals: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Client(Protocol):

@@ -110,7 +110,8 @@ class GrpcClient:
             for rank in stage.ranks
         )
         totals = {f"{name}_total": float(sum(getattr(r, name) for r in info.routes)) for name in _COUNTS}
-        return ServerState(ranks, totals)
+        layers = {stage.name: (stage.first_layer, stage.end_layer) for stage in info.stages}
+        return ServerState(ranks, totals, layers)
 
     async def close(self) -> None:
         await self._channel.close()

@@ -165,7 +165,8 @@ def state_of(exposition: str) -> ServerState:
 
     ranks: dict[tuple[str, int], dict[str, float]] = {}
     totals: dict[str, float] = {}
-    with contextlib.suppress(ValueError):
+    layers: dict[str, tuple[int, int]] = {}
+    with contextlib.suppress(ValueError, KeyError):
         for family in text_string_to_metric_families(exposition):
             if not family.name.startswith("hexgen_"):
                 continue
@@ -175,13 +176,15 @@ def state_of(exposition: str) -> ServerState:
                     key = (sample.labels.get("stage", ""), int(sample.labels.get("rank", "0")))
                     short = name.removeprefix("stage_").removesuffix("_total")
                     ranks.setdefault(key, {})[short] = sample.value
+                elif name == "layers":
+                    layers[sample.labels["stage"]] = int(sample.labels["first"]), int(sample.labels["end"])
                 elif name.endswith(("_sum", "_count", "_total")):
                     totals[name] = totals.get(name, 0.0) + sample.value
     found = tuple(
         RankSeconds(stage, rank, int(v.get("steps", 0)), *(v.get(f"{kind}_seconds", 0.0) for kind in _KINDS))
         for (stage, rank), v in sorted(ranks.items())
     )
-    return ServerState(found, totals)
+    return ServerState(found, totals, layers)
 
 
 def _models(body: bytes) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from hexgen.plan import Plan
 from hexgen.protocol import Stats
 from hexgen.routing import RouteState
 from hexgen.worker.report import RankReport
@@ -31,6 +32,8 @@ class LiveState(Protocol):
     def route_tokens_s(self, route: int) -> float | None: ...
     @property
     def rank_reports(self) -> Iterable[RankReport]: ...
+    @property
+    def plan(self) -> Plan | None: ...
 
 
 class Metrics:
@@ -119,6 +122,14 @@ class _LiveCollector(Collector):
         yield from gauges.values()
         yield from counters.values()
         yield from _rank_counters(live.rank_reports)
+        if live.plan is not None:
+            layers = GaugeMetricFamily(
+                "hexgen_layers", "Layers that the stage holds", labels=["stage", "first", "end"]
+            )
+            for stage in live.plan.stages:
+                first, end = stage.layers
+                layers.add_metric([stage.name, str(first), str(end)], end - first)
+            yield layers
 
 
 def _rank_counters(reports: Iterable[RankReport]) -> Iterable[Metric]:

@@ -41,8 +41,11 @@ def gamma_arrivals(rate: float, count: int, burstiness: float, seed: np.random.S
     for name, value in (("rate", rate), ("burstiness", burstiness)):
         if not (np.isfinite(value) and value > 0):
             raise SpecError(f"must be a positive number, not {value:g}", where=name)
-    gaps = np.random.default_rng(seed).gamma(burstiness, 1.0, count) / (burstiness * rate)
-    times: Floats = np.cumsum(gaps)
+    with np.errstate(over="ignore"):
+        gaps = np.random.default_rng(seed).gamma(burstiness, 1.0, count) / (burstiness * rate)
+        times: Floats = np.cumsum(gaps)
+    if not np.isfinite(times[-1]):
+        raise SpecError(f"at {rate:g} requests/s the last one comes after the end of time", where="rate")
     return times
 
 
