@@ -77,4 +77,5 @@ def main(arguments: list[str] | None = None, started_s: float | None = None) -> 
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Without what moves a terminal's cursor or colours it: some of it is others' words."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))

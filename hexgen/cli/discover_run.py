@@ -12,6 +12,7 @@ import typer
 
 from hexgen.cli._common import say
 from hexgen.cli.discover_progress import discover_shown
+from hexgen.cli.plan_output import check_target
 from hexgen.discover.describe import cluster_text, described
 from hexgen.discover.models import time_model
 from hexgen.discover.survey import survey, surveyed
@@ -49,7 +50,8 @@ def run(asked: DiscoverRequest, prepared: Callable[[], None] = lambda: None) -> 
     output, model = asked.output, asked.model
     table_path = asked.table or (output.parent if output else Path()) / TABLE_NAME
     for target in (output, table_path if model is not None else None):
-        _check_target(target)
+        if target is not None:
+            check_target(target)
     if model is None and (asked.table is not None or asked.dtype is not None):
         raise SpecError("times are measured with --model only", where="--table" if asked.table else "--dtype")
     if model is not None and not asked.measure:
@@ -96,12 +98,6 @@ def _beside(table: Path, output: Path | None) -> str:
     if output is not None and table.absolute().parent == output.absolute().parent:
         return table.name
     return str(table.absolute())
-
-
-def _check_target(path: Path | None) -> None:
-    """Before minutes of measuring: the folder must be there."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise SpecError("cannot be written: no such folder, or a folder itself", where=str(path))
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ class Made:
 
 
 def check_target(path: Path) -> None:
-    """Before minutes are spent on a plan: can the file be written? Raises ``SpecError``."""
+    """Before minutes are spent on what it is for: can the file be written? Raises ``SpecError``."""
     folder = path.parent
     if path.is_dir():
         raise SpecError("is a folder, not a file", where=str(path), remedy="name a file in it")
@@ -47,8 +47,13 @@ def check_target(path: Path) -> None:
         raise SpecError(
             "cannot be written: there is no such folder", where=str(path), remedy=f"make {folder} first"
         )
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise SpecError("cannot be written: permission denied", where=str(path))
+    try:  # who may write anything is not told by permissions alone
+        if path.is_file():
+            path.open("ab").close()
+        elif not path.exists():
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SpecError(f"cannot be written: {error.strerror}", where=str(path)) from error
 
 
 def write_plan(made: Made, path: Path) -> None:

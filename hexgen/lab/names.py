@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from hexgen.cluster import Cluster
 from hexgen.errors import SpecError
+from hexgen.units import exact_bandwidth
 
 PREFIX = "hexlab-"
 # 198.18.0.0/15 is set aside for benchmarks of network devices (RFC 2544): nobody's real address.
@@ -16,6 +18,7 @@ _FIRST_ADDRESS = int(ipaddress.IPv4Address("198.18.0.0"))
 MAX_LABS = 512  # each has a /24 of its own
 MAX_NODES = 250
 _LONGEST_HOST_NAME = 63
+_LEAST_BYTES_S, _MOST_BYTES_S = 1e3, 1e12  # of a link: what tc shapes
 # Of locks and of each lab's files; root's alone. Short: Unix sockets live below it, whose paths hold 107
 # characters, of which Ray's own part takes some 70.
 FOLDER = Path("/run/hexgen-lab")
@@ -84,3 +87,12 @@ def check_cluster(cluster: Cluster, where: str) -> None:
             )
         if len(node.name) > _LONGEST_HOST_NAME:
             raise SpecError(f"is longer than a host name, {_LONGEST_HOST_NAME} characters", where=at)
+    for a, b in combinations(cluster.nodes, 2):
+        bandwidth = cluster.link(a.name, b.name).bandwidth_bytes_s
+        if not _LEAST_BYTES_S <= bandwidth <= _MOST_BYTES_S:
+            raise SpecError(
+                f"a lab's links carry {exact_bandwidth(_LEAST_BYTES_S)} to {exact_bandwidth(_MOST_BYTES_S)}, and "
+                f"between {a.name} and {b.name} there is {exact_bandwidth(bandwidth)}",
+                where=f"{where}: links",
+                remedy="give it another bandwidth, or leave a node out",
+            )
