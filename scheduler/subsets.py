@@ -20,7 +20,7 @@ from hexgen.scheduler.task import Objective, Task, total_price
 
 Nodes = tuple[Node, ...]
 
-_MOST_PAIRED = 8  # kinds of nodes of which each two are tried by themselves
+_MOST_PAIRED = 8  # kinds of nodes, of which within a budget each two are tried by themselves
 _ROUNDING = 1e-9  # relative, of sums of prices
 
 
@@ -159,7 +159,8 @@ def _within_budget(task: Task, chooser: _Chooser) -> Nodes:
     """The best of several: from everything, from each kind alone and from each two, cut down to the budget."""
     budget = task.cluster.budget_usd_h or 0.0
     finals: list[Nodes] = []
-    for start in _starts(chooser, task.cluster.nodes):
+    paired = len(chooser.by_kind(task.cluster.nodes)) <= _MOST_PAIRED
+    for start in _starts(chooser, task.cluster.nodes, paired=paired):
         if finals and passed(task.deadline):
             break
         cut = _cut_down(chooser, start, budget)
@@ -174,9 +175,10 @@ def _within_budget(task: Task, chooser: _Chooser) -> Nodes:
     return max(finals, key=lambda nodes: (_value(chooser, nodes), -total_price(nodes)))
 
 
-def _starts(chooser: _Chooser, nodes: Nodes) -> list[Nodes]:
+def _starts(chooser: _Chooser, nodes: Nodes, *, paired: bool = True) -> list[Nodes]:
+    """Everything, each kind alone, and each two."""
     kinds = chooser.by_kind(nodes)
-    pairs = [a + b for i, a in enumerate(kinds) for b in kinds[i + 1 :]] if len(kinds) <= _MOST_PAIRED else []
+    pairs = [a + b for i, a in enumerate(kinds) for b in kinds[i + 1 :]] if paired else []
     return [nodes, *kinds, *pairs]
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scheduler_clusters import cluster_of, clusters, device_type, tiny_model
+from scheduler_clusters import cluster_of, clusters, device_type
+from simulated_plans import MODEL, OPTIONS, WORKLOADS, planned
 
 from hexgen.cluster import Cluster, Link
-from hexgen.errors import InfeasibleError, SpecError
-from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
-from hexgen.scheduler import plan
+from hexgen.errors import SpecError
+from hexgen.plan import Hop, Plan, Route, Stage
 from hexgen.scheduler.cost import StageProfile
 from hexgen.scheduler.simulation import (
     SimulationResult,
@@ -35,18 +35,8 @@ from hexgen.scheduler.simulation.translate import TranslationError, Translator
 from hexgen.scheduler.traffic import StepLoad
 from hexgen.workload import Lengths, Slo, Workload
 
-MODEL = tiny_model(layers=4)
-OPTIONS = EngineOptions(token_budget=128, max_sequences=8)
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="there is no C++ compiler"
-)
-WORKLOADS = st.builds(
-    lambda prompt, output, rate: Workload(
-        Lengths(prompt, max=prompt * 4), Lengths(output, max=output * 4), rate=rate
-    ),
-    st.integers(2, 80),
-    st.integers(2, 60),
-    st.sampled_from([1.0, 20.0, 200.0, "max"]),
 )
 
 
@@ -84,13 +74,6 @@ def same(one: SimulationResult, other: SimulationResult) -> None:
     assert one.itl_mean_s == pytest.approx(other.itl_mean_s, rel=1e-9)
     assert one.stage_busy == pytest.approx(other.stage_busy, rel=1e-9)
     assert one.link_busy == pytest.approx(other.link_busy, rel=1e-9)
-
-
-def planned(cluster: Cluster, options: EngineOptions = OPTIONS) -> Plan | None:
-    try:
-        return plan(cluster, MODEL, Workload(Lengths(40), Lengths(24)), options=options)
-    except InfeasibleError:
-        return None
 
 
 @needs_compiler

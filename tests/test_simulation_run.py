@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scheduler_clusters import cluster_of, clusters, device_type, tiny_model
+from scheduler_clusters import cluster_of, clusters, device_type
+from simulated_plans import MODEL, OPTIONS, WORKLOADS, planned
 
 from hexgen.cluster import Cluster, Link
-from hexgen.errors import InfeasibleError, SpecError
+from hexgen.errors import SpecError
 from hexgen.plan import EngineOptions, Hop, Plan, Route, Stage
-from hexgen.scheduler import evaluate, plan
+from hexgen.scheduler import evaluate
 from hexgen.scheduler.simulation import Requests, SimulationResult, requests_of, run, served, simulate
 from hexgen.scheduler.simulation.layout import Layout, layout_of
 from hexgen.workload import Lengths, Slo, Workload
-
-MODEL = tiny_model(layers=4)
-OPTIONS = EngineOptions(token_budget=128, max_sequences=8)
 
 
 def row(plan_stages: int, devices: list[str], options: EngineOptions = OPTIONS) -> Plan:
@@ -94,26 +92,9 @@ def test_a_slow_link_is_the_bottleneck() -> None:
 # ---- without short cuts ----------------------------------------------------------------------------------------
 
 
-def planned(cluster: Cluster) -> Plan | None:
-    try:
-        return plan(cluster, MODEL, Workload(Lengths(40), Lengths(24)), options=OPTIONS)
-    except InfeasibleError:
-        return None
-
-
 def same(one: SimulationResult, other: SimulationResult) -> bool:
     pairs = ((one.ttft_s, other.ttft_s), (one.latency_s, other.latency_s), (one.kv_used, other.kv_used))
     return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs) and one.steps == other.steps
-
-
-WORKLOADS = st.builds(
-    lambda prompt, output, rate: Workload(
-        Lengths(prompt, max=prompt * 4), Lengths(output, max=output * 4), rate=rate
-    ),
-    st.integers(2, 80),
-    st.integers(2, 60),
-    st.sampled_from([1.0, 20.0, 200.0, "max"]),
-)
 
 
 @settings(max_examples=40, deadline=None)

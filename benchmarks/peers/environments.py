@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from hexgen.compiled import user_cache
 from hexgen.errors import HexgenError
 
 INSTALL_LIMIT_S = 3600.0  # llama-cpp-python compiles for a quarter of an hour on one slow core
@@ -51,8 +52,7 @@ PEERS = {
 
 def default_folder() -> Path:
     named = os.environ.get("HEXGEN_PEERS")
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(named) if named else Path(cache) / "hexgen" / "peers"
+    return Path(named) if named else user_cache() / "peers"
 
 
 def python_of(peer: Peer, folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -200,3 +201,21 @@ def raise_cause(deployment: RayDeployment) -> None:
         if failure is not None:
             raise failure
         time.sleep(0.1)
+
+
+def check_target(path: Path) -> None:
+    """Before minutes are spent on what it is for: can the file be written? Raises ``SpecError``."""
+    folder = path.parent
+    if path.is_dir():
+        raise SpecError("is a folder, not a file", where=str(path), remedy="name a file in it")
+    if not folder.is_dir():
+        raise SpecError(
+            "cannot be written: there is no such folder", where=str(path), remedy=f"make {folder} first"
+        )
+    try:  # who may write anything is not told by permissions alone
+        if path.is_file():
+            path.open("ab").close()
+        elif not path.exists():
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SpecError(f"cannot be written: {error.strerror}", where=str(path)) from error

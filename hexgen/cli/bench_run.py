@@ -19,10 +19,9 @@ from hexgen.bench.openai import AskOptions, OpenAIClient
 from hexgen.bench.plot import write_plot
 from hexgen.bench.record import Record
 from hexgen.bench.run import Bench, BenchOptions, run_bench
-from hexgen.cli._common import StopSignals, say
+from hexgen.cli._common import StopSignals, check_target, say
 from hexgen.cli.bench_request import BenchRequest, Load, check, expected_of, load_of
 from hexgen.cli.bench_tables import Shown, as_object, show
-from hexgen.cli.plan_output import check_target
 from hexgen.errors import SpecError
 from hexgen.scheduler.picture import check_plot
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import typer
 
-from hexgen.cli._common import say
+from hexgen.cli._common import check_target, say
 from hexgen.cli.discover_progress import discover_shown
-from hexgen.cli.plan_output import check_target
 from hexgen.discover.describe import cluster_text, described
 from hexgen.discover.models import time_model
 from hexgen.discover.survey import survey, surveyed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,24 +35,6 @@ class Made:
     others: tuple[Baseline, ...] | None = None
     front: tuple[FrontPoint, ...] | None = None
     replanned: Replanned | None = None
-
-
-def check_target(path: Path) -> None:
-    """Before minutes are spent on what it is for: can the file be written? Raises ``SpecError``."""
-    folder = path.parent
-    if path.is_dir():
-        raise SpecError("is a folder, not a file", where=str(path), remedy="name a file in it")
-    if not folder.is_dir():
-        raise SpecError(
-            "cannot be written: there is no such folder", where=str(path), remedy=f"make {folder} first"
-        )
-    try:  # who may write anything is not told by permissions alone
-        if path.is_file():
-            path.open("ab").close()
-        elif not path.exists():
-            tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise SpecError(f"cannot be written: {error.strerror}", where=str(path)) from error
 
 
 def write_plan(made: Made, path: Path) -> None:

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from hexgen.cli._common import given_text, say
-from hexgen.cli.plan_output import Made, check_target, print_json, show, write_plan
+from hexgen.cli._common import check_target, given_text, say
+from hexgen.cli.plan_output import Made, print_json, show, write_plan
 from hexgen.cli.plan_progress import search_shown
 from hexgen.cluster import Cluster, load_cluster
 from hexgen.errors import SpecError

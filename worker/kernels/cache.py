@@ -9,6 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from hexgen.compiled import user_cache
 from hexgen.worker.kernels.nvrtc import Compiled, Nvrtc, compile_options
 from hexgen.worker.kernels.source import KernelSpec, Source, read_source
 
@@ -22,8 +23,7 @@ def default_directory() -> Path:
     named = os.environ.get("HEXGEN_KERNEL_CACHE")
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hexgen" / "kernels"
+    return user_cache() / "kernels"
 
 
 class KernelCache:
